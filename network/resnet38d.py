@@ -1,0 +1,141 @@
+"""ResNet-38, wide and dilated ("ResNet-38d"): the backbone of Steps 1 and 2 and of one DeepLab. SPEC section 1."""
+import torch.nn.functional as F
+from torch import nn
+
+
+def scaled(channels, width):
+    """A channel count scaled by the width factor: whole, at least 1."""
+    return max(1, round(channels * width))
+
+
+class ResBlock(nn.Module):
+    """Pre-activation block of two 3×3 convolutions.
+
+    The shortcut is the identity, or `conv_branch1` on the *activated* input where the shape changes.
+    """
+
+    def __init__(self, in_channels, mid_channels, out_channels, stride=1, first_dilation=None, dilation=1):
+        super().__init__()
+        first_dilation = first_dilation or dilation
+        self.bn_branch2a = nn.BatchNorm2d(in_channels)
+        self.conv_branch2a = nn.Conv2d(in_channels, mid_channels, 3, stride, padding=first_dilation,
+                                       dilation=first_dilation, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(mid_channels)
+        self.conv_branch2b1 = nn.Conv2d(mid_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv_branch1 = None
+        if in_channels != out_channels or stride != 1:
+            self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x):
+        """x (N, C, H, W) → the block's output and its activated input, which networks tap as conv3, conv4, conv5."""
+        activated = F.relu(self.bn_branch2a(x))
+        shortcut = x if self.conv_branch1 is None else self.conv_branch1(activated)
+        y = self.conv_branch2a(activated)
+        y = self.conv_branch2b1(F.relu(self.bn_branch2b1(y)))
+        return shortcut + y, activated
+
+
+class BottleneckBlock(nn.Module):
+    """Pre-activation bottleneck (1×1, dilated 3×3, 1×1) with spatial dropout; always a convolved shortcut."""
+
+    def __init__(self, in_channels, out_channels, stride=1, dilation=1, dropout=0.):
+        super().__init__()
+        quarter, half = max(1, out_channels // 4), max(1, out_channels // 2)
+        self.bn_branch2a = nn.BatchNorm2d(in_channels)
+        self.conv_branch2a = nn.Conv2d(in_channels, quarter, 1, stride, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(quarter)
+        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.conv_branch2b1 = nn.Conv2d(quarter, half, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn_branch2b2 = nn.BatchNorm2d(half)
+        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.conv_branch2b2 = nn.Conv2d(half, out_channels, 1, bias=False)
+        self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x):
+        """As ResBlock.forward."""
+        activated = F.relu(self.bn_branch2a(x))
+        y = self.conv_branch2a(activated)
+        y = self.conv_branch2b1(self.dropout_2b1(F.relu(self.bn_branch2b1(y))))
+        y = self.conv_branch2b2(self.dropout_2b2(F.relu(self.bn_branch2b2(y))))
+        return self.conv_branch1(activated) + y, activated
+
+
+class ResNet38(nn.Module):
+    """The backbone. `features` gives the maps that heads read; it has no head of its own.
+
+    width: factor on every channel count (1.0: the published network; a checkpoint's width is
+    conv1a.weight.shape[0] / 64). Everything is trainable here; Steps 1 and 2 freeze parts (FrozenResNet38).
+    """
+
+    def __init__(self, width=1.0):
+        super().__init__()
+        self.width = width
+        c64, c128, c256, c512, c1024, c2048, c4096 = (scaled(64 * 2 ** i, width) for i in range(7))
+        self.conv1a = nn.Conv2d(3, c64, 3, padding=1, bias=False)
+        self.b2 = ResBlock(c64, c128, c128, stride=2)
+        self.b2_1 = ResBlock(c128, c128, c128)
+        self.b2_2 = ResBlock(c128, c128, c128)
+        self.b3 = ResBlock(c128, c256, c256, stride=2)
+        self.b3_1 = ResBlock(c256, c256, c256)
+        self.b3_2 = ResBlock(c256, c256, c256)
+        self.b4 = ResBlock(c256, c512, c512, stride=2)
+        for i in range(1, 6):
+            setattr(self, f'b4_{i}', ResBlock(c512, c512, c512))
+        self.b5 = ResBlock(c512, c512, c1024, first_dilation=1, dilation=2)
+        self.b5_1 = ResBlock(c1024, c512, c1024, dilation=2)
+        self.b5_2 = ResBlock(c1024, c512, c1024, dilation=2)
+        self.b6 = BottleneckBlock(c1024, c2048, dilation=4, dropout=0.3)
+        self.b7 = BottleneckBlock(c2048, c4096, dilation=4, dropout=0.5)
+        self.bn7 = nn.BatchNorm2d(c4096)
+        # Channels of the maps that `features` returns, for the heads on top.
+        self.channels = {'conv3': c256, 'conv4': c512, 'conv5': c1024, 'conv6': c4096}
+
+    def features(self, x):
+        """Image x (N, 3, H, W), ImageNet-normalised → {'conv3' (stride 4), 'conv4', 'conv5', 'conv6' (stride 8)}.
+
+        conv3, conv4, conv5 are the activated inputs of b4, b5, b6; conv6 is the activated output of bn7.
+        Sides are ceil(H / 8), ceil(W / 8) at stride 8.
+        """
+        taps = {}
+        tapped = {'b4': 'conv3', 'b5': 'conv4', 'b6': 'conv5'}
+        x = self.conv1a(x)
+        for name, block in self.blocks():
+            x, activated = block(x)
+            if name in tapped:
+                taps[tapped[name]] = activated
+        taps['conv6'] = F.relu(self.bn7(x))
+        return taps
+
+    def blocks(self):
+        """(name, block) of the residual blocks in order."""
+        return [(name, m) for name, m in self.named_children() if isinstance(m, (ResBlock, BottleneckBlock))]
+
+
+class FrozenResNet38(ResNet38):
+    """The backbone as Steps 1 and 2 train it: BatchNorm fixed everywhere, conv1a and b2* not trained.
+
+    The freezing happens at construction, so that an optimiser built afterwards sees it (the published
+    network froze on its first train() call, after the groups had been made).
+    """
+
+    not_trained = ('conv1a', 'b2', 'b2_1', 'b2_2')
+
+    def freeze(self):
+        """Switch gradients off for the fixed parts. Subclasses call it once their own layers exist."""
+        for name in self.not_trained:
+            getattr(self, name).requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # running statistics, never those of the batch
+        return self
+
+
+def width_of(state_dict, key='conv1a.weight'):
+    """The width factor of the ResNet-38 that a state dict belongs to, read from its first convolution."""
+    return state_dict[key].shape[0] / 64

@@ -1,0 +1,1 @@
+"""The arithmetic (CAM, losses, affinity, random walk, CRF, metrics) and the plumbing the scripts share."""
