@@ -1,0 +1,42 @@
+"""Many images over several processes, one thread each, with a progress bar."""
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+from tqdm import tqdm
+
+
+def _one_thread():
+    """Worker start-up: with a process a core, further threads would only get in each other's way."""
+    import cv2
+    cv2.setNumThreads(1)
+
+
+def executor(workers):
+    """A pool of `workers` processes. They are spawned, not forked: forking a process that runs threads can hang."""
+    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
+        os.environ.setdefault(name, '1')  # read when a worker starts NumPy; this process has long started its own
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_one_thread)
+
+
+def progress(iterable, desc, total=None, unit='image'):
+    """The progress bar of all scripts (to stderr; ETA and rate included)."""
+    return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, mininterval=0.5)
+
+
+def map_images(function, items, workers, desc):
+    """[function(item) for item in items], over `workers` processes (0: in this one), in order, under a progress bar.
+
+    function must be importable (top level of a module). The first exception stops the work and is raised here;
+    items that were finished keep what they wrote.
+    """
+    items = list(items)
+    if workers == 0 or len(items) < 2:
+        return [function(item) for item in progress(items, desc)]
+    with executor(min(workers, len(items))) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in progress(futures, desc)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
