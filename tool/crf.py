@@ -1,0 +1,119 @@
+"""The dense CRF of all stages (Krähenbühl and Koltun, NIPS 2011), on pydensecrf. SPEC sections 4, 6, 7. No torch here.
+
+Labels whose unary energy is the same at every pixel are exchangeable: mean field gives them the same marginals. So the
+m labels that occur nowhere are carried as ONE representative whose marginal is their sum q = Σ q_a = m·q_a: its unary
+energy is log m lower (m equal terms of the normaliser), and it feels 1/m of its own messages (each of the m labels feels
+K·q_a = K·q / m). The marginals are those of the full CRF, at the cost of the labels that do occur.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from tool.cli import UserError
+
+CLIP = 1e-5  # probabilities below it count as it before the logarithm, as in pydensecrf's unary_from_softmax
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One stage's CRF. Widths in pixels (sxy) and grey levels (srgb); compat: the weight of a kernel's Potts term.
+
+    axes: order of the pixel coordinates in the kernels' feature vectors. The Gaussians do not care, but the permutohedral
+    lattice that approximates them does: it moves the marginals of single pixels by up to 0.9 on a small photo. Published:
+    aff_prepare.py passes (y, x), the others (x, y).
+    """
+    gaussian_sxy: float
+    gaussian_compat: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_compat: float
+    iterations: int
+    axes: str = 'xy'
+
+
+SEED = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=50, bilateral_srgb=5, bilateral_compat=10, iterations=10)
+AFFINITY = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10, iterations=10,
+                    axes='yx')
+EPS = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10, iterations=5)
+DEEPLAB = Settings(gaussian_sxy=1, gaussian_compat=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4, iterations=10)
+
+
+def refine_labels(image, label_maps, classes, num_classes, settings, gt_prob=0.7):
+    """CRF of hard labels: each pixel's label has probability gt_prob, the other num_classes - 1 share the rest.
+
+    image: uint8 (H, W, 3). label_maps: A maps (H, W) of labels 0..num_classes-1; they share the pairwise terms, which
+    are built once. classes: the K labels wanted. settings: Settings. num_classes: with the background.
+    Returns float32 (A, K, H, W): the marginals of `classes` in a CRF of all num_classes labels.
+
+    A label that occurs in no map never beats one that does: its unary energy is nowhere lower and, by induction over the
+    iterations, its messages nowhere stronger. So the argmax over `classes` is the full CRF's if they hold what occurs.
+    """
+    label_maps = np.asarray(label_maps)
+    occurring = np.unique(label_maps)
+    absent = num_classes - len(occurring)
+    other = -np.log((1 - gt_prob) / (num_classes - 1))
+    unaries = np.full((len(label_maps), len(occurring), *label_maps.shape[1:]), other, np.float32)
+    unaries[label_maps[:, None] == occurring[:, None, None]] = -np.log(gt_prob)
+    marginals = _infer(image, unaries, other, absent, settings)
+    # A wanted label that occurs nowhere has its share of the representative, which comes last.
+    share = marginals[:, -1] / max(absent, 1)
+    place = {label: i for i, label in enumerate(occurring.tolist())}
+    return np.stack([marginals[:, place[c]] if c in place else share for c in np.asarray(classes).tolist()], axis=1)
+
+
+def refine_probabilities(image, probabilities, settings, absent=0):
+    """CRF of soft scores: unary energy −log(probability), probabilities clipped to 1e-5..1.
+
+    image: uint8 (H, W, 3). probabilities: float (K, H, W). absent: number of further labels whose probability is 0
+    everywhere. Returns float32 (K, H, W): the marginals of the K labels in a CRF of K + absent labels.
+    """
+    unary = -np.log(np.clip(probabilities, CLIP, 1)).astype(np.float32)
+    return _infer(image, unary[None], -np.log(CLIP), absent, settings)[0, :len(probabilities)]
+
+
+def label_map(probabilities, classes):
+    """The most probable label per pixel. probabilities (K, H, W), classes (K,) → uint8 (H, W)."""
+    return np.asarray(classes, np.uint8)[np.argmax(probabilities, axis=0)]
+
+
+def _infer(image, unaries, absent_energy, absent, settings):
+    """Mean field for each of `unaries` (A, K, H, W), with one representative of `absent` labels of constant energy.
+
+    Returns float32 (A, K or K + 1, H, W): the representative, where absent > 0, comes last.
+    """
+    count, labels, height, width = unaries.shape
+    if image.shape != (height, width, 3) or image.dtype != np.uint8:
+        raise ValueError(f'image {image.shape} {image.dtype} does not fit label maps of {(height, width)}')
+    compat = np.ones(labels, np.float32)
+    if absent:
+        representative = np.full((count, 1, height, width), absent_energy - np.log(absent), np.float32)
+        unaries = np.concatenate([unaries, representative], axis=1)
+        compat = np.append(compat, np.float32(1 / absent))
+    # Negative: pydensecrf turns a single number w into the Potts term −w, but takes a vector as it stands.
+    position, appearance = _features(image, settings)
+    field = _densecrf()(height * width, len(compat))
+    field.addPairwiseEnergy(position, compat=-settings.gaussian_compat * compat)
+    field.addPairwiseEnergy(appearance, compat=-settings.bilateral_compat * compat)
+    marginals = np.empty(unaries.shape, np.float32)
+    for unary, result in zip(unaries, marginals):
+        field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(compat), -1)))
+        result[:] = np.asarray(field.inference(settings.iterations)).reshape(result.shape)
+    return marginals
+
+
+def _features(image, settings):
+    """The kernels' feature vectors per pixel: position (2, H·W) and position with colour (5, H·W), float32."""
+    rows, columns = np.indices(image.shape[:2]).reshape(2, -1)
+    position = np.stack([columns, rows] if settings.axes == 'xy' else [rows, columns])
+    colour = image.reshape(-1, 3).T / settings.bilateral_srgb
+    appearance = np.concatenate([position / settings.bilateral_sxy, colour])
+    return (position / settings.gaussian_sxy).astype(np.float32), appearance.astype(np.float32)
+
+
+def _densecrf():
+    """pydensecrf's DenseCRF. Imported here, so that only those who run a CRF need the package."""
+    try:
+        from pydensecrf.densecrf import DenseCRF
+    except ImportError as error:  # some builds import as an empty package, without densecrf
+        raise UserError('pydensecrf', f'the CRF cannot be loaded ({error})', 'pip install pydensecrf2') from None
+    return DenseCRF
