@@ -1,0 +1,260 @@
+"""Pretrained weights: reading `.pth`, `.ckpt` and MXNet `.params`, loading them with a report, building the net that fits.
+
+SPEC sections 1 and 2. Nothing here is ever loaded silently in part (published: strict=False hid wrong files).
+"""
+import importlib
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from network.resnet38d import width_of
+from tool.cli import UserError
+from tool.distributed import is_main
+
+COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older files, never needed
+
+
+# ---------------------------------------------------------------- reading
+
+def read_weights(path, background_last=False):
+    """Read weights: dict name → torch tensor on the CPU, floating-point ones as float32, names without `module.`.
+
+    `.params` is MXNet's ImageNet ResNet-38, renamed to our keys; any other suffix is a PyTorch file: a plain state dict,
+    or a checkpoint (`.ckpt`) whose entry 'model' is one. EPS weights with background last come back with background
+    first: recognised by their key `proj_fc`; the plain EPS network has no such sign, `background_last` says it.
+    UserError: missing, truncated or foreign file, anything but tensors in it, `background_last` for a file in our layout.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise UserError(path, 'weights not found', 'correct --weights')
+        state = read_mxnet(path) if path.suffix == '.params' else _read_torch(path)
+    except OSError as error:
+        raise UserError(path, f'weights cannot be read ({error.strerror or error})', 'check the file') from error
+    if background_last and 'fc_proj.weight' in state:
+        raise UserError(path, 'has background first (it names fc_proj), not last', 'leave the EPS layout flag out')
+    if background_last or is_published_eps(state):
+        state = from_published_eps(state)
+    return state
+
+
+def _read_torch(path):
+    """The state dict in a PyTorch file. UserError where it is no such file or holds anything but named tensors."""
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # on a foreign file torch.load raises nearly anything, by where the bytes lead it
+        reason = str(error).split('\n')[0][:120] or type(error).__name__
+        raise UserError(path, f'not a file of PyTorch weights ({reason})', 'give a .pth, .ckpt or .params file') from error
+    if isinstance(state, dict) and isinstance(state.get('model'), dict):
+        state = state['model']
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
+        raise UserError(path, 'holds no state dict (tensors by name)', 'give weights saved as a plain state dict')
+    return {key.removeprefix('module.'): value.detach().float() if value.is_floating_point() else value.detach()
+            for key, value in state.items()}
+
+
+MXNET_LIST, MXNET_V1, MXNET_V2 = 0x112, 0xF993FAC8, 0xF993FAC9
+MXNET_TYPES = dict(enumerate(('<f4', '<f8', '<f2', 'u1', '<i4', 'i1', '<i8')))
+MXNET_MAX_DIMS = 32
+
+
+class _Bytes:
+    """A cursor over a file's bytes that never reads, or lets anybody allocate, more than the file holds."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, size):
+        """The next `size` bytes. ValueError where the file ends before."""
+        if size > len(self.data) - self.at:
+            raise ValueError(f'it ends at byte {len(self.data)}, inside an entry of {size} bytes')
+        self.at += size
+        return self.data[self.at - size:self.at]
+
+    def numbers(self, code, count=1):
+        """`count` little-endian numbers of a struct code, as a tuple."""
+        return struct.unpack(f'<{count}{code}', self.take(count * struct.calcsize(f'<{code}')))
+
+
+def _read_ndarray(file):
+    """One MXNet NDArray at the cursor, as float32. The three layouts differ in the words before the shape:
+
+    legacy: ndim uint32, dims uint32. V1: magic uint32, ndim uint32, dims int64. V2: magic, storage type int32 (0: dense),
+    then as V1. All go on with the device (two int32), the type int32 and the values.
+    """
+    first, = file.numbers('I')
+    if first == MXNET_V2 and file.numbers('i') != (0,):
+        raise ValueError('an array in it is sparse')
+    if first in (MXNET_V1, MXNET_V2):
+        code, (ndim,) = 'q', file.numbers('I')
+    else:
+        code, ndim = 'I', first
+    if not 1 <= ndim <= MXNET_MAX_DIMS:
+        raise ValueError(f'an array in it has {ndim} dimensions')
+    shape = file.numbers(code, ndim)
+    if min(shape) < 0:
+        raise ValueError(f'an array in it has shape {shape}')
+    file.take(8)  # the device it was saved from
+    kind, = file.numbers('i')
+    if kind not in MXNET_TYPES:
+        raise ValueError(f'an array in it has the unknown type {kind}')
+    dtype = np.dtype(MXNET_TYPES[kind])
+    values = np.frombuffer(file.take(math.prod(shape) * dtype.itemsize), dtype)
+    return torch.from_numpy(values.astype(np.float32).reshape(shape))
+
+
+def read_mxnet(path):
+    """Read an MXNet parameter file of the ImageNet ResNet-38 without MXNet: dict of our key → float32 tensor.
+
+    All three layouts MXNet has written (legacy, V1, V2). Its classifier (linear1000) is dropped; a name that is not the
+    ResNet-38's is kept as it is, so that the load reports it. UserError: malformed file, with what is wrong in it.
+    """
+    file = _Bytes(memoryview(Path(path).read_bytes()))
+    try:
+        if file.numbers('Q', 2)[0] != MXNET_LIST:
+            raise ValueError('it does not begin as one')
+        arrays = [_read_ndarray(file) for _ in range(file.numbers('Q')[0])]
+        keys = [mxnet_key(bytes(file.take(file.numbers('Q')[0])).decode()) for _ in range(file.numbers('Q')[0])]
+        if len(keys) != len(arrays) or len(set(keys)) != len(keys):
+            raise ValueError(f'{len(keys)} names, {len(set(keys))} of them different, for {len(arrays)} arrays')
+    except (ValueError, struct.error, OverflowError) as error:
+        raise UserError(path, f'not an MXNet parameter file ({error})', 'download it again') from error
+    return {key: array for key, array in zip(keys, arrays) if not key.startswith('linear1000')}
+
+
+def mxnet_key(name):
+    """Our key of an MXNet name (SPEC section 2): `arg:res2b1_branch2a_weight` → `b2_1.conv_branch2a.weight`."""
+    name = name.split(':')[-1]
+    match = re.fullmatch(r'(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|gamma|beta|moving_mean|moving_var)', name)
+    if match:
+        kind, stage, index, branch, field = match.groups()
+        block = f'b{stage}_{index}' if index else f'b{stage}'
+        layer = f'{block}.{"conv" if kind == "res" else "bn"}_{branch}'
+    else:
+        match = re.fullmatch(r'(conv1a|bn7)_(weight|gamma|beta|moving_mean|moving_var)', name)
+        if not match:
+            return name
+        layer, field = match.groups()
+    fields = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_var': 'running_var'}
+    return f'{layer}.{fields.get(field, field)}'
+
+
+# ---------------------------------------------------------------- the published EPS layout
+
+def is_published_eps(state):
+    """Whether a state dict is certainly EPS + PPC as published (background last). Plain EPS cannot be told."""
+    return any(key.startswith('proj_fc.') for key in state)
+
+
+def from_published_eps(state):
+    """EPS weights with background last → ours: fc8's rows rolled so that background is row 0, proj_fc → fc_proj."""
+    return {key.replace('proj_fc.', 'fc_proj.'): torch.roll(value, 1, 0) if key == 'fc8.weight' else value
+            for key, value in state.items()}
+
+
+def to_published_eps(state):
+    """The inverse of from_published_eps, bit by bit."""
+    return {key.replace('fc_proj.', 'proj_fc.'): torch.roll(value, -1, 0) if key == 'fc8.weight' else value
+            for key, value in state.items()}
+
+
+# ---------------------------------------------------------------- loading
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a file's tensors, by name. BatchNorm's step counters are left out of all three.
+
+    loaded: in file and network. missing: the network's own, kept as initialised. left_over: the file's own, unused.
+    """
+    loaded: list
+    missing: list
+    left_over: list
+
+    def __str__(self):
+        text = f'loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} tensors'
+        if self.missing:
+            text += f'; missing, so they keep their initial values: {_layers(self.missing)}'
+        if self.left_over:
+            text += f'; left over in the file: {_layers(self.left_over)}'
+        return text
+
+
+def _layers(keys, most=8):
+    """The layers that own `keys`, in order, for one line of text."""
+    layers = list(dict.fromkeys(key.rsplit('.', 1)[0] for key in keys))
+    return ', '.join(layers[:most]) + (f' and {len(layers) - most} more' if len(layers) > most else '')
+
+
+def load_weights(net, weights, path, required='all'):
+    """Load a state dict into net, print one line about it, return the LoadReport.
+
+    weights: from read_weights. path: the file it came from, for messages. required: 'all' (to infer) or 'backbone' (to
+    train from pretrained weights: the layers named in net.from_scratch may be missing).
+    UserError: a required tensor is missing, a shape differs, a value is not finite. Then net is unchanged.
+    """
+    own = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTERS)}
+    report = LoadReport([key for key in own if key in weights], [key for key in own if key not in weights],
+                        [key for key in weights if key not in own and not key.endswith(COUNTERS)])
+    may_miss = tuple(f'{name}.' for name in net.from_scratch) if required == 'backbone' else ()
+    needed = [key for key in report.missing if not key.startswith(may_miss)]
+    network = type(net).__module__
+    looks = f'it looks like {describe(weights)}'
+    if needed:
+        raise UserError(path, f'does not fit {network}: {looks}; it lacks {len(needed)} of {len(own)} tensors '
+                              f'({_layers(needed, 4)})', 'give the weights of that network, or choose another with --network')
+    for key in report.loaded:
+        if own[key].shape != weights[key].shape:
+            raise UserError(path, f'does not fit {network}: {looks}; {key} has shape {tuple(weights[key].shape)}, '
+                                  f'the network needs {tuple(own[key].shape)}', 'give weights of the same width and classes')
+        if not torch.isfinite(weights[key]).all():
+            raise UserError(path, f'{key} holds values that are not finite', 'give weights of a run that did not fail')
+    counters = {key: weights[key] for key in net.state_dict() if key.endswith(COUNTERS) and key in weights}
+    # Not strict only because of the counters and of what may be missing: all else was checked above.
+    net.load_state_dict({key: weights[key] for key in report.loaded} | counters, strict=False)
+    if is_main():
+        print(f'{path}: {describe(weights)}; {report}')
+    return report
+
+
+def describe(state):
+    """In words, the network that a state dict seems to belong to, judged by the layers only it has."""
+    parts = {part for key in state for part in key.split('.')}
+    signs = (('cls_conv', 'a DeepLab'), ('f8_5', 'an AffinityNet'), ('proj_fc', 'an EPS + PPC with background last'),
+             ('fc_proj', 'a SEAM + PPC or EPS + PPC'), ('f9', 'a SEAM'), ('fc8', 'a ResNet-38 classifier (plain EPS, say)'),
+             ('conv1a', 'a ResNet-38 backbone'), ('layer4', 'a ResNet backbone'))
+    name = next((words for sign, words in signs if sign in parts), 'none of the networks here')
+    return f'{name} of width {width_of_weights(state):g}' if 'conv1a' in parts else name
+
+
+# ---------------------------------------------------------------- the net that fits
+
+def width_of_weights(state):
+    """The width factor of the ResNet-38 in a state dict, bare or as `backbone.`; 1.0 for any other network."""
+    for key in ('conv1a.weight', 'backbone.conv1a.weight'):
+        if key in state and state[key].ndim == 4:
+            return width_of(state, key)
+    return 1.0
+
+
+def build_net(module_name, state, **kwargs):
+    """Build the network of a `--network` flag at the width of its weights: `network.resnet38_contrast` → its Net(width=…).
+
+    state: the state dict to be loaded next. kwargs go to Net. UserError: no such module, or one without a Net.
+    """
+    try:
+        module = importlib.import_module(module_name)
+    except (ModuleNotFoundError, ValueError, TypeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not f'{module_name}.'.startswith(f'{error.name}.'):
+            raise  # the module exists; what it imports does not
+        module = None
+    if not hasattr(module, 'Net'):
+        raise UserError('--network', f'{module_name!r} is no module with a class Net', 'use network.resnet38_contrast, say')
+    return module.Net(width=width_of_weights(state), **kwargs)
