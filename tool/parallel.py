@@ -1,6 +1,7 @@
 """Many images over several processes, one thread each, with a progress bar."""
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 from tqdm import tqdm
@@ -19,9 +20,10 @@ def executor(workers):
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_one_thread)
 
 
-def progress(iterable, desc, total=None, unit='image'):
-    """The progress bar of all scripts (to stderr; ETA and rate included)."""
-    return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, mininterval=0.5)
+def progress(iterable=None, desc=None, total=None, unit='image', **kwargs):
+    """The progress bar of all scripts (to stderr; rate and ETA included). Redrawn rarely where stderr is a file."""
+    interval = 0.3 if sys.stderr.isatty() else 15
+    return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, mininterval=interval, maxinterval=interval, **kwargs)
 
 
 def map_images(function, items, workers, desc):

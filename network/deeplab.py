@@ -1,0 +1,139 @@
+"""DeepLab v1 and v2 with the published state-dict keys. SPEC section 1; Chen et al., arXiv 1412.7062 and 1606.00915."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from network.resnet101 import ResNet101, has_plain_stem
+from network.resnet38d import ResNet38, scaled, width_of
+
+NAMES = ('deeplabv1_resnet38', 'deeplabv1_resnet101', 'deeplabv2_resnet101')
+
+
+def resize(x, size):
+    """Bilinear with aligned corners, as every resize of these networks: x (N, C, h, w) → (N, C, *size)."""
+    return F.interpolate(x, size, mode='bilinear', align_corners=True)
+
+
+class ASPP(nn.Module):
+    """Four dilated 3×3 convolutions (rates 6, 12, 18, 24) and the image's mean, each to `channels`, then fused."""
+
+    rates = (6, 12, 18, 24)
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        for i, rate in enumerate(self.rates, 1):
+            conv = nn.Conv2d(in_channels, channels, 3, padding=rate, dilation=rate, bias=False)
+            setattr(self, f'branch{i}', nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
+        self.branch5_conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.branch5_bn = nn.BatchNorm2d(channels)
+        self.conv_cat = nn.Sequential(
+            nn.Conv2d((len(self.rates) + 1) * channels, channels, 1, bias=False), nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True), nn.Dropout(0.5))
+
+    def forward(self, x):
+        """x (N, in_channels, h, w) → (N, channels, h, w). In training N > 1: the mean's BatchNorm sees one value an image."""
+        branches = [getattr(self, f'branch{i}')(x) for i in range(1, len(self.rates) + 1)]
+        mean = F.relu(self.branch5_bn(self.branch5_conv(x.mean((2, 3), keepdim=True))))
+        return self.conv_cat(torch.cat(branches + [mean.expand(-1, -1, *x.shape[2:])], 1))
+
+
+class DeepLab(nn.Module):
+    """What the versions share: a backbone, `head(features)` → logits at stride 8, the way back to the image's size.
+
+    The last map that `backbone.features` gives is the one the head reads. Only convolutions are to be trained: the affine parameters of every BatchNorm have requires_grad off, while its
+    statistics are those of the batch and keep updating (SPEC section 7).
+    """
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def from_scratch(self):
+        """Names of the layers for which no weights are pretrained: all but the backbone."""
+        return [name for name, _ in self.named_children() if name != 'backbone']
+
+    def prepare(self, bn_momentum):
+        """Initialise the head, set the BatchNorm momentum of head and ResNet-38, fix every BatchNorm's affine."""
+        head = [m for name in self.from_scratch for m in getattr(self, name).modules()]
+        for module in head:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        for module in self.modules() if isinstance(self.backbone, ResNet38) else head:
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = bn_momentum
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+        return self
+
+    def forward(self, x):
+        """Image x (N, 3, H, W), ImageNet-normalised → logits (N, num_classes, H, W)."""
+        features = list(self.backbone.features(x).values())[-1]
+        return resize(self.head(features), x.shape[2:])
+
+
+class DeepLabV1(DeepLab):
+    """DeepLab-LargeFOV: one 3×3 convolution of dilation 12, then 1×1. width scales the head's channels."""
+
+    def __init__(self, backbone, in_channels, num_classes, width=1.0):
+        super().__init__(backbone)
+        channels = scaled(512, width)
+        self.conv_fov = nn.Conv2d(in_channels, channels, 3, padding=12, dilation=12, bias=False)
+        self.bn_fov = nn.BatchNorm2d(channels)
+        self.conv_fov2 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn_fov2 = nn.BatchNorm2d(channels)
+        self.dropout1 = nn.Dropout(0.5)
+        self.cls_conv = nn.Conv2d(channels, num_classes, 1)
+
+    def head(self, x):
+        """Features (N, in_channels, h, w) → logits (N, num_classes, h, w)."""
+        x = F.relu(self.bn_fov(self.conv_fov(x)))
+        x = F.relu(self.bn_fov2(self.conv_fov2(x)))
+        return self.cls_conv(self.dropout1(x))
+
+
+class DeepLabV2(DeepLab):
+    """DeepLab with atrous spatial pyramid pooling, the branches concatenated and not, as in the paper, summed."""
+
+    def __init__(self, backbone, in_channels, num_classes):
+        super().__init__(backbone)
+        self.aspp = ASPP(in_channels, 256)
+        self.dropout1 = nn.Dropout(0.5)
+        self.cls_conv = nn.Conv2d(256, num_classes, 1)
+
+    def head(self, x):
+        """As DeepLabV1.head."""
+        return self.cls_conv(self.dropout1(self.aspp(x)))
+
+
+def build(name, num_classes, width=1.0, plain_stem=False, bn_momentum=3e-4):
+    """A DeepLab by name (NAMES), head kaiming-initialised, backbone at random.
+
+    width: factor on the channels of ResNet-38 and its head. plain_stem: ResNet-101 with torchvision's stem.
+    bn_momentum: of the BatchNorm statistics in the head and in ResNet-38; ResNet-101 keeps PyTorch's 0.1.
+    Raises ValueError for another name, or for a width with ResNet-101, which has none.
+    """
+    if name not in NAMES:
+        raise ValueError(f'unknown network {name!r}: one of {", ".join(NAMES)}')
+    if name == 'deeplabv1_resnet38':
+        backbone = ResNet38(width)
+        return DeepLabV1(backbone, backbone.channels['conv6'], num_classes, width).prepare(bn_momentum)
+    if width != 1:
+        raise ValueError(f'{name} has no width factor')
+    backbone = ResNet101(plain_stem)
+    version = DeepLabV1 if name == 'deeplabv1_resnet101' else DeepLabV2
+    return version(backbone, backbone.channels['layer4'], num_classes).prepare(bn_momentum)
+
+
+def options_of(name, state_dict):
+    """What of `build`'s options the weights decide: {'width': …} for ResNet-38, {'plain_stem': …} for ResNet-101.
+
+    state_dict: the backbone's own keys, or those of a whole DeepLab. Raises KeyError where it is neither.
+    """
+    prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
+    if name.endswith('resnet38'):
+        return {'width': width_of(state_dict, prefix + 'conv1a.weight')}
+    if not any(key.startswith(prefix + 'layer4.') for key in state_dict):
+        raise KeyError(prefix + 'layer4')
+    return {'plain_stem': has_plain_stem(state_dict)}

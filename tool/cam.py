@@ -1,0 +1,41 @@
+"""Class activation maps: how they are normalised, at training and at inference. Tensors (N, C, H, W) throughout."""
+import torch
+import torch.nn.functional as F
+
+EPSILON = 1e-5
+
+
+def resize(maps, size):
+    """Bilinear resize with aligned corners, the one that all maps inside the networks and losses use."""
+    return F.interpolate(maps, size, mode='bilinear', align_corners=True)
+
+
+def max_norm(cam):
+    """ReLU, then each map stretched from its minimum to its maximum: 0..1. SPEC section 3, `maxnorm`."""
+    cam = F.relu(cam)
+    low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
+    return F.relu(cam - low - EPSILON) / (high - low + EPSILON)
+
+
+def score_norm(cam):
+    """The stretch that scores pixels in the contrast loss and at inference (SPEC sections 3 and 4).
+
+    Negative values := 0, values within 1e-5 of the minimum := 0, then (v − min − 1e-5) / (max − min + 1e-5).
+    Kept as published: a map without a zero keeps a slightly negative floor (SPEC section 9, item 5).
+    """
+    cam = F.relu(cam)
+    low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
+    cam = torch.where(cam < low + EPSILON, 0., cam)
+    return (cam - low - EPSILON) / (high - low + EPSILON)
+
+
+def peak_norm(cam):
+    """ReLU and division by each map's maximum: 0..1. What the pixel correlation module spreads (SPEC section 1)."""
+    cam = F.relu(cam)
+    return F.relu(cam - EPSILON) / (cam.amax((2, 3), keepdim=True) + EPSILON)
+
+
+def winner_take_all(foreground):
+    """Foreground maps (N, K, H, W) → (N, 1 + K, H, W): background = 1 − the strongest; all but the strongest := 0."""
+    winner = foreground.amax(1, keepdim=True)
+    return torch.cat([1 - winner, torch.where(foreground < winner, 0., foreground)], 1)

@@ -1,0 +1,111 @@
+"""Loading images for the networks: seeded per image, resumable at any step, with users' errors carried across processes."""
+import signal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from tool.cli import UserError
+
+
+class Seeded(Dataset):
+    """A data set whose item for key (epoch, index) draws its random numbers from (seed, epoch, index) alone.
+
+    So what an image looks like depends neither on the worker that loads it nor on what was loaded before, and a run
+    that is resumed sees the images that an uninterrupted one sees.
+    """
+
+    def __init__(self, dataset, seed):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(state[0]))
+            return self.dataset[index]
+
+
+class Carrying(Dataset):
+    """Returns a UserError as the item, instead of raising it in a worker process, where it would lose its type."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+class EpochOrder:
+    """Batch sampler: batches of (epoch, index) keys from step `first` to step `last`, each epoch in its own order.
+
+    The remainder of an epoch that does not fill a batch is left out, as published.
+    """
+
+    def __init__(self, size, batch_size, seed, first, last):
+        self.size, self.batch_size, self.seed, self.first, self.last = size, batch_size, seed, first, last
+
+    def __len__(self):
+        return self.last - self.first
+
+    def __iter__(self):
+        per_epoch = self.size // self.batch_size
+        shuffled = None
+        for step in range(self.first, self.last):
+            epoch, position = divmod(step, per_epoch)
+            if shuffled != epoch:
+                generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+                order, shuffled = torch.randperm(self.size, generator=generator).tolist(), epoch
+            chosen = order[position * self.batch_size:(position + 1) * self.batch_size]
+            yield [(epoch, index) for index in chosen]
+
+
+def _start_worker(_):
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+
+
+def _collate(items):
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+
+
+def _collate_single(items):
+    return items[0]
+
+
+def _raising(loader):
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _loader(dataset, workers, device, **kwargs):
+    # Its own generator: by default a loader takes its seed from torch's global one, which a resumed run must not touch.
+    return DataLoader(Carrying(dataset), num_workers=workers, worker_init_fn=_start_worker,
+                      pin_memory=device.type == 'cuda', generator=torch.Generator().manual_seed(0), **kwargs)
+
+
+def training_batches(dataset, batch_size, seed, first, last, workers, device):
+    """Batches (collated dicts) of steps first..last−1. Raises the UserError of an image that cannot be read."""
+    order = EpochOrder(len(dataset), batch_size, seed, first, last)
+    return _raising(_loader(Seeded(dataset, seed), workers, device, batch_sampler=order, collate_fn=_collate))
+
+
+def validation_batches(dataset, batch_size, workers, device):
+    """Batches of a data set in order, the last one perhaps smaller."""
+    return _raising(_loader(dataset, workers, device, batch_size=batch_size, collate_fn=_collate))
+
+
+def single_items(dataset, workers, device):
+    """The items of a data set in order, one at a time and not collated (inference on images of different sizes)."""
+    return _raising(_loader(dataset, workers, device, batch_size=1, collate_fn=_collate_single))

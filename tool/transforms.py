@@ -1,0 +1,67 @@
+"""What happens to an image between the file and the network: torchvision's transforms, and the one it lacks.
+
+Random ones draw from torch's generator, which the training loader seeds for every image (tool/loading.py).
+"""
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1: what all the pretrained weights were trained with
+STD = (0.229, 0.224, 0.225)
+
+
+class RandomLongSide(v2.Transform):
+    """Resize so that the long side is a whole number drawn from low..high, keeping the shape. Bicubic for images."""
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def make_params(self, flat_inputs):
+        height, width = v2.functional.get_size(flat_inputs[0])
+        target = int(torch.randint(self.low, self.high + 1, ()))
+        scale = target / max(height, width)
+        return {'size': [max(1, round(height * scale)), max(1, round(width * scale))]}
+
+    def transform(self, inpt, params):
+        return self._call_kernel(v2.functional.resize, inpt, params['size'],
+                                 interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+
+
+def to_normalised():
+    """PIL image → normalised float32 tensor (3, H, W)."""
+    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+
+def classification_train(crop, low, high):
+    """The augmentation of Step 1 (SPEC section 3): a PIL image → float32 (3, crop, crop).
+
+    The crop is padded with zeros after normalising. Padding with the mean before normalising is the same, and only
+    the crop, not the whole image, is then normalised.
+    """
+    return v2.Compose([
+        RandomLongSide(low, high), v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3, 0.1),
+        v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+        v2.RandomCrop(crop, pad_if_needed=True, fill=list(MEAN)), v2.Normalize(MEAN, STD)])
+
+
+def classification_val(crop):
+    """Whole images for validation: the long side resized to `crop`, padded with zeros to crop × crop."""
+    return v2.Compose([
+        RandomLongSide(crop, crop), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+        v2.CenterCrop(crop), v2.Normalize(MEAN, STD)])
+
+
+def at_scale(image, scale):
+    """A uint8 image (H, W, 3), resized by PIL bicubic to rounded sides: normalised float32 (3, round(H·s), round(W·s))."""
+    height, width = image.shape[:2]
+    size = (round(width * scale), round(height * scale))
+    picture = Image.fromarray(image)
+    return to_normalised()(picture if scale == 1 else picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def denormalise(image):
+    """A normalised tensor (3, H, W) back to uint8 (H, W, 3), for pictures."""
+    image = image.detach().float().cpu() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy().astype(np.uint8)
