@@ -1,0 +1,155 @@
+"""Score seeds, pseudo masks or segmentations against ground-truth masks (every step).
+
+Reads   --list, <predict_dir>/<id>.npy (CAMs; a pixel is background where no class scores above the threshold)
+        or <id>.png (masks), and <gt_dir>/<id>.png; pixels of ground truth 255 do not count.
+Writes  a per-class table to the screen, one entry more in --logfile, and beside it, of the last run,
+        <logfile>.json and, with --curve, <logfile>.png.
+
+    python eval.py --list voc12/train.txt --predict_dir out_cam --gt_dir VOC2012/SegmentationClass \
+        --comment seeds --type npy --curve True
+"""
+import time
+from pathlib import Path
+
+from tool import cli, files, metrics
+from tool.cli import UserError
+from voc12.classes import VOC
+
+FIXED_THRESHOLD = 0.26  # the background score of contrast_infer.py --out_cam_pred_alpha
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--list', default='voc12/train.txt', help='list of image ids')
+    parser.add_argument('--predict_dir', required=True, help='folder of the predictions')
+    parser.add_argument('--gt_dir', default='VOC2012/SegmentationClass', help='folder of the ground-truth masks')
+    parser.add_argument('--comment', required=True, help='what this run is, for the log')
+    parser.add_argument('--type', choices=('npy', 'png'), default='png', help='CAM dicts or label masks')
+    cli.add_switch(parser, '--curve', f'try the {len(metrics.CURVE)} background scores '
+                                      f'{metrics.CURVE[0]:.2f}..{metrics.CURVE[-1]:.2f} (--type npy)')
+    parser.add_argument('--t', type=cli.unit_interval,
+                        help=f'background score 0..1 of --type npy, {FIXED_THRESHOLD} unless given')
+    parser.add_argument('--logfile', default='./evallog.txt', help='text log, appended to')
+    cli.add_worker_flag(parser)
+    return parser
+
+
+def main(args):
+    from tool.evaluation import evaluate
+    if args.type == 'png' and (args.curve or args.t is not None):
+        raise UserError('--curve' if args.curve else '--t', 'a mask has no scores to compare with a threshold',
+                        'leave it out, or score CAMs with --type npy')
+    ids = files.read_list(args.list, '--list')
+    split = split_of(ids, args.list)
+    logfile = Path(args.logfile)
+    files.out_dir(logfile.parent, '--logfile')
+    fixed = FIXED_THRESHOLD if args.t is None else args.t
+    thresholds = [*metrics.CURVE.tolist(), fixed] if args.curve else [fixed]
+    result = evaluate(ids, args.predict_dir, args.gt_dir, VOC, args.type, thresholds, args.num_workers)
+    summary = summarise(args, split, result, fixed)
+    print(as_text(summary, result))
+    append_log(logfile, args.comment, published_log(args, summary, result))
+    files.save_json(f'{logfile}.json', summary)
+    if args.curve:
+        plot_curve(f'{logfile}.png', summary)
+
+
+def split_of(ids, list_path):
+    """The split that a list belongs to, judged by the lists beside it or else the repository's: 'train', 'val',
+    'train_aug' or 'unknown'. UserError where it mixes images of val with training images: one number for both says nothing.
+    """
+    folders = (cli.repo_path(list_path).parent, cli.REPO / 'voc12')
+    names = ('train', 'val', 'train_aug')
+    folder = next((f for f in folders if all((f / f'{name}.txt').is_file() for name in names)), None)
+    if folder is None:
+        return 'unknown'
+    known = {name: set(files.read_list(folder / f'{name}.txt')) for name in names}
+    for name in names:
+        if known[name].issuperset(ids):
+            return name
+    mixed = [name for name in names if not known[name].isdisjoint(ids)]
+    if 'val' in mixed and len(mixed) > 1:
+        raise UserError(list_path, 'mixes images of val with images of train', 'score the splits one by one')
+    return 'unknown'
+
+
+def summarise(args, split, result, fixed):
+    """What <logfile>.json holds. IoU in percent; "fixed" is the threshold given, "best" the curve's (None without one)."""
+    def at(index):
+        return {'threshold': None if result.thresholds is None else float(result.thresholds[index]),
+                'miou': float(result.miou[index]), 'class_iou': dict(zip(VOC.names, result.class_iou[index].tolist()))}
+    summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list), 'split': split,
+               'images': result.images, 'predict_dir': str(args.predict_dir), 'gt_dir': str(args.gt_dir), 'type': args.type,
+               'unlabelled_share': float(result.unlabelled), 'best': None, 'curve': None}
+    summary['fixed'] = at(0 if result.thresholds is None else result.at(fixed))
+    if args.curve:
+        curve = [result.at(t) for t in metrics.CURVE.tolist()]
+        summary['curve'] = {f'{result.thresholds[i]:.2f}': float(result.miou[i]) for i in curve}
+        summary['best'] = at(max(curve, key=lambda i: result.miou[i]))
+    return summary
+
+
+def as_text(summary, result):
+    """The report on the screen: what was scored, the per-class table, and mIoU with what its threshold is."""
+    fixed, best = summary['fixed'], summary['best']
+    columns = [('mask' if fixed['threshold'] is None else f'fixed {fixed["threshold"]:g}', fixed)]
+    if best:
+        columns.append((f'best {best["threshold"]:.2f}', best))
+    lines = [f'{summary["comment"]}: {summary["images"]} images of {summary["list"]} (split: {summary["split"]}), '
+             f'{summary["predict_dir"]} against {summary["gt_dir"]}',
+             f'{"IoU in %":<12}' + ''.join(f'{title:>12}' for title, _ in columns)]
+    lines += [f'{name:<12}' + ''.join(f'{column["class_iou"][name]:12.2f}' for _, column in columns) for name in VOC.names]
+    lines.append(f'{"mIoU":<12}' + ''.join(f'{column["miou"]:12.2f}' for _, column in columns))
+    if fixed['threshold'] is not None:
+        lines.append(f'fixed: background score {fixed["threshold"]:g}, chosen without this ground truth')
+    if best:
+        edge = ', at the end of the range: the true best may lie outside' if best['threshold'] in metrics.CURVE[[0, -1]] else ''
+        lines.append(f'best on this ground truth: background score {best["threshold"]:.2f}, an upper bound{edge}')
+    if result.unlabelled:
+        lines.append(f'{100 * result.unlabelled:.2f}% of the pixels have no predicted label ({metrics.IGNORE}); each counts as a miss')
+    return '\n'.join(lines)
+
+
+def published_log(args, summary, result):
+    """What the published log holds: IoU per class and mIoU or, for a curve, the list of mIoU; and what the run was."""
+    if args.curve:
+        scores = {'mIoU': [round(value, 3) for value in summary['curve'].values()], 'best': summary['best']['threshold']}
+    else:
+        scores = {**{name: f'{value:.3f}' for name, value in summary['fixed']['class_iou'].items()},
+                  'mIoU': f'{summary["fixed"]["miou"]:.3f}', 'threshold': summary['fixed']['threshold']}
+    return scores | {'list': summary['list'], 'images': summary['images'], 'split': summary['split']}
+
+
+def append_log(path, comment, entries):
+    """Append one entry in the published form: date and comment, `key:value` pairs, a rule."""
+    text = time.strftime('%Y-%m-%d %H:%M:%S') + f'\t{comment}\n'
+    text += '  '.join(f'{key}:{value}' for key, value in entries.items()) + '\n' + '=' * 37 + '\n'
+    try:
+        with open(path, 'a', encoding='utf-8') as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(path, f'log cannot be written ({error.strerror})', 'choose another --logfile') from error
+
+
+def plot_curve(path, summary):
+    """Draw mIoU over the background score to a PNG, the best and the fixed one marked."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(figsize=(6, 4), dpi=100)
+    axes.plot([float(t) for t in summary['curve']], list(summary['curve'].values()))
+    for name, colour in (('best', 'tab:green'), ('fixed', 'tab:orange')):
+        point = summary[name]
+        label = f'{name} {point["threshold"]:.2f}: {point["miou"]:.2f}'
+        axes.plot(point['threshold'], point['miou'], 'o', color=colour, label=label)
+    axes.set(xlabel='background score', ylabel='mIoU (%)',
+             title=f'{summary["comment"]}: {summary["images"]} images, split {summary["split"]}')
+    axes.grid(alpha=.3)
+    axes.legend()
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, bbox_inches='tight')
+    pyplot.close(figure)
+
+
+if __name__ == '__main__':
+    cli.run(main, get_args_parser())
