@@ -5,13 +5,9 @@ from torch import nn
 
 from network.resnet101 import ResNet101, has_plain_stem
 from network.resnet38d import ResNet38, scaled, width_of
+from tool.cam import resize
 
 NAMES = ('deeplabv1_resnet38', 'deeplabv1_resnet101', 'deeplabv2_resnet101')
-
-
-def resize(x, size):
-    """Bilinear with aligned corners, as every resize of these networks: x (N, C, h, w) → (N, C, *size)."""
-    return F.interpolate(x, size, mode='bilinear', align_corners=True)
 
 
 class ASPP(nn.Module):
