@@ -58,17 +58,15 @@ def split_of(ids, list_path):
     """The split that a list belongs to, judged by the lists beside it or else the repository's: 'train', 'val',
     'train_aug' or 'unknown'. UserError where it mixes images of val with training images: one number for both says nothing.
     """
-    folders = (cli.repo_path(list_path).parent, cli.REPO / 'voc12')
-    names = ('train', 'val', 'train_aug')
-    folder = next((f for f in folders if all((f / f'{name}.txt').is_file() for name in names)), None)
-    if folder is None:
-        return 'unknown'
-    known = {name: set(files.read_list(folder / f'{name}.txt')) for name in names}
-    for name in names:
+    known = {}
+    for folder in (cli.repo_path(list_path).parent, cli.REPO / 'voc12'):
+        if not known and all((folder / f'{name}.txt').is_file() for name in ('train', 'val')):
+            known = {name: set(files.read_list(folder / f'{name}.txt')) for name in ('train', 'val', 'train_aug')
+                     if (folder / f'{name}.txt').is_file()}
+    for name in known:
         if known[name].issuperset(ids):
             return name
-    mixed = [name for name in names if not known[name].isdisjoint(ids)]
-    if 'val' in mixed and len(mixed) > 1:
+    if known and set().union(*known.values()).issuperset(ids):
         raise UserError(list_path, 'mixes images of val with images of train', 'score the splits one by one')
     return 'unknown'
 

@@ -193,7 +193,7 @@ def read_list(path, flag='list'):
     """
     path = repo_path(path)
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
+        lines = path.read_text(encoding='utf-8-sig').splitlines()  # -sig: Windows editors begin with a BOM
     except FileNotFoundError:
         raise UserError(path, 'list not found', f'correct {flag}; voc12/prepare.py writes the VOC lists') from None
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,187 @@
+"""Write the lists and image-level labels of PASCAL VOC 2012 from a devkit, and say what is missing in it.
+
+    python voc12/prepare.py --voc12_root VOC2012
+
+Reads:  <voc12_root>/ImageSets/Segmentation/{train,val,test}.txt, Annotations/<id>.xml, and the file names in
+        JPEGImages/ and SegmentationClassAug/ (the masks of SBD; train_aug is all of them but val).
+        With --saliency_dir also <saliency_dir>/<id>.png of train_aug (for EPS), to check them.
+Writes: <out>/{train,val,train_aug,test}.txt, one `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png` a line (only the
+        id where there is no such mask), and <out>/cls_labels.npy, a pickled dict id → float32 0/1 per foreground class.
+"""
+import functools
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, whatever the working directory
+
+import numpy as np
+
+from tool import cli, files, parallel
+from tool.cli import UserError
+from voc12.classes import VOC
+
+VOC_COUNTS = {'train': 1464, 'val': 1449, 'train_aug': 10582, 'test': 1456}  # ids in the full VOC 2012 with SBD
+TEST_HINT = 'it comes with the archive of the VOC 2012 test images'
+
+
+# ---------------------------------------------------------------- lists
+
+def read_splits(root):
+    """The ids of each list that a devkit allows: dict with 'train', 'val', 'train_aug' and, where it has one, 'test'.
+
+    train_aug: the ids in SegmentationClassAug/ that are not in val; without that folder the devkit's own list
+    train_aug.txt or trainaug.txt, else only train. UserError: no devkit, or one without train.txt or val.txt.
+    """
+    sets = root / 'ImageSets' / 'Segmentation'
+    if not sets.is_dir():
+        raise UserError('--voc12_root', f'{root} is no VOC devkit: it has no ImageSets/Segmentation',
+                        'give the folder that holds JPEGImages, Annotations and ImageSets')
+    splits = {name: files.read_list(sets / f'{name}.txt', '--voc12_root') for name in ('train', 'val')}
+    both = set(splits['train']) & set(splits['val'])
+    if both:
+        raise UserError(sets / 'val.txt', f'shares {len(both)} ids with train.txt ({min(both)})', 'mend the lists')
+    lists = [sets / name for name in ('train_aug.txt', 'trainaug.txt') if (sets / name).is_file()]
+    masks = mask_ids(root)
+    if masks:
+        splits['train_aug'] = sorted(masks - set(splits['val']))
+    else:
+        splits['train_aug'] = files.read_list(lists[0], '--voc12_root') if lists else splits['train']
+        warn(f'no SegmentationClassAug: train_aug.txt holds the ids of {lists[0].name if lists else "train.txt only"}, '
+             'without masks (add the SBD masks to train Step 1 on all images and to score train_aug)')
+    if (sets / 'test.txt').is_file():
+        splits['test'] = files.read_list(sets / 'test.txt', '--voc12_root')
+    return splits
+
+
+def mask_ids(root):
+    """The ids that have a mask in SegmentationClassAug/ (a set; empty without the folder)."""
+    return {path.stem for path in (root / 'SegmentationClassAug').glob('*.png') if not path.name.startswith('.')}
+
+
+def list_text(ids, masks):
+    """The text of a list in the published form; ids that are not in `masks` stand alone."""
+    return ''.join(f'/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n' if i in masks else f'{i}\n' for i in ids)
+
+
+# ---------------------------------------------------------------- labels
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Builds the tree of a plain XML file and refuses a DOCTYPE, where entities that swell or reach out are declared."""
+
+    def doctype(self, name, public_id, system):
+        raise ValueError('it has a DOCTYPE, which no VOC annotation has')
+
+
+def read_annotation(path):
+    """The image-level label in Annotations/<id>.xml: float32 (foreground classes,), 1 where any object is of the class.
+
+    Difficult and truncated objects count, as published. UserError: malformed XML, a DOCTYPE, a class that VOC lacks.
+    """
+    try:
+        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise UserError(path, f'annotation cannot be read ({error})', 'replace the file') from error
+    label = np.zeros(VOC.num_foreground, np.float32)
+    for thing in root.findall('object'):
+        name = (thing.findtext('name') or '').strip()
+        if name not in VOC.foreground:
+            raise UserError(path, f'names the class {name!r}, which {VOC.name} lacks', 'correct the annotation')
+        label[VOC.foreground.index(name)] = 1
+    return label
+
+
+def read_all_labels(ids, folder):
+    """Labels of those `ids` that have an annotation: dict id → label, ids in order."""
+    missing = set(files.missing_files(ids, folder, '.xml'))
+    return {i: read_annotation(folder / f'{i}.xml')
+            for i in parallel.progress([i for i in ids if i not in missing], 'annotations')}
+
+
+# ---------------------------------------------------------------- saliency
+
+def saliency_fault(image, saliency_dir, image_dir):
+    """What is wrong with the saliency map of an image (an id), in a few words; '' if nothing is."""
+    with files.opened_image(saliency_dir / f'{image}.png') as saliency:
+        if saliency.mode != 'L':
+            return f'mode {saliency.mode}, not 8-bit grey'
+        values = np.asarray(saliency)
+    if values.shape != files.image_size(image_dir / f'{image}.jpg'):
+        return 'another size than the image'
+    if not values.any():
+        return 'zero everywhere'
+    return 'values 0..1, not 0..255' if values.max() == 1 else ''
+
+
+def check_saliency(ids, saliency_dir, image_dir, workers):
+    """Check the saliency maps of those `ids` that have an image; one line of result. UserError where any is unfit."""
+    files.need_files(ids, saliency_dir, '.png', '--saliency_dir')
+    absent = set(files.missing_files(ids, image_dir, '.jpg'))
+    ids = [i for i in ids if i not in absent]
+    check = functools.partial(saliency_fault, saliency_dir=Path(saliency_dir), image_dir=image_dir)
+    faults = [(i, fault) for i, fault in zip(ids, parallel.map_images(check, ids, workers, 'saliency')) if fault]
+    if faults:
+        image, fault = faults[0]
+        raise UserError(Path(saliency_dir) / f'{image}.png', f'{fault} ({len(faults)} of {len(ids)} maps are unfit)',
+                        'write each as an 8-bit grey PNG, 0..255, of the size of its image')
+    print(f'{saliency_dir}: {len(ids)} saliency maps, all fit')
+
+
+# ---------------------------------------------------------------- the whole
+
+def warn(text):
+    """One line to stderr."""
+    print(f'warning: {text}', file=sys.stderr)
+
+
+def report(name, ids, root):
+    """Say how many ids a list has, whether VOC 2012 has as many, and which files of theirs are missing."""
+    count = '' if len(ids) == VOC_COUNTS[name] else f' (VOC 2012 has {VOC_COUNTS[name]})'
+    print(f'{name}.txt: {len(ids)} ids{count}')
+    wanted = {'JPEGImages': '.jpg'}
+    if name != 'test':  # the test server keeps its annotations
+        wanted['Annotations'] = '.xml'
+    if name in ('train', 'val'):
+        wanted['SegmentationClass'] = '.png'
+    if name in ('train', 'val') and (root / 'SegmentationClassAug').is_dir():
+        wanted['SegmentationClassAug'] = '.png'
+    for folder, suffix in wanted.items():
+        missing = files.missing_files(ids, root / folder, suffix)
+        if missing:
+            warn(f'{name}: {folder} lacks {len(missing)} of {len(ids)} files, {missing[0]}{suffix} the first')
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
+    parser.add_argument('--out', default=str(cli.REPO / 'voc12'), help='folder for the lists and cls_labels.npy')
+    parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png to check (nothing is written for them)')
+    cli.add_worker_flag(parser)
+    return parser
+
+
+def main(args):
+    root = Path(args.voc12_root)
+    out = files.out_dir(args.out, '--out')
+    splits = read_splits(root)
+    labels = read_all_labels(sorted(set().union(*splits.values())), root / 'Annotations')
+    if not labels:
+        raise UserError(root / 'Annotations', 'holds no annotation of any listed image', 'add the XML files of the devkit')
+    masks = mask_ids(root)
+    for name, ids in splits.items():
+        files.save_text(out / f'{name}.txt', list_text(ids, masks))
+        report(name, ids, root)
+    if 'test' not in splits:
+        warn(f'no test.txt written: ImageSets/Segmentation/test.txt is missing ({TEST_HINT})')
+    files.save_npy(out / 'cls_labels.npy', labels)
+    print(f'cls_labels.npy: {len(labels)} images, {np.mean([label.sum() for label in labels.values()]):.2f} classes each')
+    empty = [i for i, label in labels.items() if not label.any()]
+    if empty:
+        warn(f'{len(empty)} annotations name no object, {empty[0]}.xml the first')
+    print(f'written to {out}')
+    if args.saliency_dir:
+        check_saliency(splits['train_aug'], args.saliency_dir, root / 'JPEGImages', args.num_workers)
+
+
+if __name__ == '__main__':
+    cli.run(main, get_args_parser())
