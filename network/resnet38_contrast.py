@@ -55,6 +55,10 @@ class Net(FrozenResNet38):
             cam_rv = revise(spread, features.float())
         return cam, cam_rv, f_proj
 
+    def class_logits(self, x):
+        """Image x (N, 3, H, W) → classification logits (N, C − 1): the spatial mean of each foreground CAM."""
+        return self.fc8(self.dropout7(self.features(x)['conv6'])).mean((2, 3))[:, 1:]
+
     def pcm_features(self, x, taps):
         """The features whose correlations the PCM uses: (N, 192 at width 1, h, w)."""
         size = taps['conv4'].shape[2:]

@@ -67,3 +67,17 @@ def curve_confusions(histogram):
     counts[:, :, 1:num_classes] = np.moveaxis(foreground, -1, 0)
     counts[:, :, 0] = histogram.sum((1, 2)) - counts[:, :, 1:num_classes].sum(-1)
     return counts
+
+
+def mean_average_precision(scores, labels):
+    """Mean over classes of the average precision of ranking images by score.
+
+    scores, labels (0/1): (N, C). Classes that no image carries are left out; nan where none is left.
+    """
+    values = []
+    for score, label in zip(scores.T, labels.T):
+        hits = label[np.argsort(-score, kind='stable')] > 0
+        if hits.any():
+            precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+            values.append(precision[hits].mean())
+    return float(np.mean(values)) if values else float('nan')

@@ -22,36 +22,6 @@ from tool.cli import UserError
 from tool.parallel import progress
 
 
-def add_training_flags(parser, *, batch_size, lr):
-    """The flags of contrast_train.py and aff_train.py: published names and defaults, then this project's."""
-    parser.add_argument('--weights', required=True, help='pretrained weights: .pth or (ImageNet ResNet-38) .params')
-    parser.add_argument('--session_name', required=True,
-                        help='path without suffix of what the run writes: <session>.pth, .ckpt, .json, .losses.jsonl')
-    parser.add_argument('--train_list', default='voc12/train_aug.txt', help='image ids to train on')
-    parser.add_argument('--val_list', default='voc12/val.txt',
-                        help="image ids validated after each epoch (image-level labels only); '' for none")
-    parser.add_argument('--batch_size', type=cli.positive, default=batch_size, help='images a step, over all devices')
-    parser.add_argument('--max_epoches', type=cli.positive, default=8, help='epochs')
-    parser.add_argument('--lr', type=float, default=lr, help='learning rate of pretrained weights (new layers: ten times)')
-    parser.add_argument('--wt_dec', type=float, default=5e-4, help='weight decay (biases: none)')
-    parser.add_argument('--momentum', type=float, default=5e-4,
-                        help="SGD momentum; the published optimiser passes the weight decay here, 0.9 is what it meant")
-    parser.add_argument('--crop_size', type=cli.positive, default=448, help='side of the training crop in pixels')
-    parser.add_argument('--tblog_dir', default='./tblog', help='TensorBoard folder')
-    add_run_flags(parser)
-
-
-def add_run_flags(parser):
-    """The flags of every resumable run."""
-    parser.add_argument('--save_every', type=cli.non_negative, default=500,
-                        help='steps between checkpoints, beside the one after each epoch (0: only those)')
-    parser.add_argument('--log_every', type=cli.positive, default=10,
-                        help='steps between readings of the losses (a reading waits for the device)')
-    parser.add_argument('--picture_every', type=cli.non_negative, default=200, help='steps between pictures (0: none)')
-    cli.add_switch(parser, '--resume', 'continue <session>.ckpt where it stopped')
-    cli.add_switch(parser, '--overwrite', 'start anew although <session>.ckpt exists')
-
-
 def parameter_groups(net, lr, weight_decay):
     """The published groups of trained convolutions: weights ×1, biases ×2 without decay, new layers ten times both.
 
