@@ -39,3 +39,17 @@ def winner_take_all(foreground):
     """Foreground maps (N, K, H, W) → (N, 1 + K, H, W): background = 1 − the strongest; all but the strongest := 0."""
     winner = foreground.amax(1, keepdim=True)
     return torch.cat([1 - winner, torch.where(foreground < winner, 0., foreground)], 1)
+
+
+def multi_scale(cams_of, scaled, channels, size):
+    """CAMs of one image, summed over scales and mirror images and stretched to 0..1. SPEC section 4.
+
+    cams_of: function from images (2, 3, h, w) to maps (2, C, h', w'). scaled: such a pair (image, mirror image) per scale.
+    channels (K,): those of the present classes; no other is enlarged. size: (H, W) of the image. Returns (K, H, W).
+    """
+    total = 0.
+    for pair in scaled:
+        maps = resize(cams_of(pair)[:, channels].float(), pair.shape[2:])
+        maps = F.interpolate(maps, size, mode='bilinear', align_corners=False)
+        total = total + maps[0] + maps[1].flip(2)
+    return score_norm(total[None])[0]

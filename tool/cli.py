@@ -82,6 +82,14 @@ def non_negative(text):
     return value
 
 
+def positive_number(text):
+    """A number above 0 (argparse type)."""
+    value = float(text)
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not above 0')
+    return value
+
+
 def unit_interval(text):
     """A number in 0..1 (argparse type)."""
     value = float(text)

@@ -1,4 +1,5 @@
 """Many images over several processes, one thread each, with a progress bar."""
+import collections
 import multiprocessing
 import os
 import sys
@@ -42,3 +43,34 @@ def map_images(function, items, workers, desc):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+class Background:
+    """Runs functions in `workers` processes behind the loop that submits them; at most 2·workers calls wait.
+
+    Use as a context: leaving it waits for all calls, and raises the first exception of one. With 0 workers a call runs at once.
+    """
+
+    def __init__(self, workers):
+        self.workers, self.pending = workers, collections.deque()
+        self.pool = executor(workers) if workers else None
+
+    def submit(self, function, *args):
+        if self.pool is None:
+            function(*args)
+            return
+        while len(self.pending) >= 2 * self.workers:
+            self.pending.popleft().result()
+        self.pending.append(self.pool.submit(function, *args))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.pool is None:
+            return
+        try:
+            while kind is None and self.pending:
+                self.pending.popleft().result()
+        finally:
+            self.pool.shutdown(cancel_futures=True)

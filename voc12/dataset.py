@@ -6,6 +6,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from tool import files
+from tool.cli import UserError
 from tool.transforms import at_scale
 from voc12.classes import VOC
 
@@ -26,6 +27,18 @@ class LabelledImages(Dataset):
         labels = files.read_labels(cls_labels, VOC.num_foreground)
         self.labels = torch.from_numpy(files.labels_of(ids, labels, cls_labels))
         files.need_files(ids, self.folder, '.jpg', '--voc12_root')
+
+    def need_classes(self, cls_labels):
+        """Check that every image carries a class, which a CAM needs. UserError naming the first that does not."""
+        empty = [i for i, label in zip(self.ids, self.labels) if not label.any()]
+        if empty:
+            raise UserError(cls_labels, f'{empty[0]} has no class ({len(empty)} such images)', 'take them off the list')
+
+    def keep(self, ids):
+        """Restrict the data set to some of its ids, in the data set's order."""
+        wanted = set(ids)
+        kept = [k for k, i in enumerate(self.ids) if i in wanted]
+        self.ids, self.labels = [self.ids[k] for k in kept], self.labels[kept]
 
     def __len__(self):
         return len(self.ids)
