@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.published.crf import affinity_crf, labels_crf
 from tool import crf
 from tool.cli import REPO, UserError
 from voc12.classes import VOC
@@ -30,31 +31,6 @@ def alpha_maps(chain, i):
     return [classes[np.concatenate([(1 - cams.max(0, keepdims=True)) ** a, cams]).argmax(0)] for a in (4, 24)]
 
 
-def full_crf(image, unary, settings, order):
-    """pydensecrf as everybody calls it, with every label carried. order: 'xy' through its 2-D methods, 'yx' its helpers."""
-    from pydensecrf.densecrf import DenseCRF2D
-    from pydensecrf.utils import create_pairwise_bilateral, create_pairwise_gaussian
-    height, width = image.shape[:2]
-    field = DenseCRF2D(width, height, len(unary))
-    field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(unary), -1)))
-    if order == 'xy':
-        field.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_compat)
-        field.addPairwiseBilateral(sxy=settings.bilateral_sxy, srgb=settings.bilateral_srgb,
-                                   rgbim=np.ascontiguousarray(image), compat=settings.bilateral_compat)
-    else:
-        field.addPairwiseEnergy(create_pairwise_gaussian((settings.gaussian_sxy,) * 2, (height, width)),
-                                compat=settings.gaussian_compat)
-        field.addPairwiseEnergy(create_pairwise_bilateral((settings.bilateral_sxy,) * 2, (settings.bilateral_srgb,) * 3,
-                                                          image, chdim=2), compat=settings.bilateral_compat)
-    return np.array(field.inference(settings.iterations)).reshape(len(unary), height, width)
-
-
-def full_labels_crf(image, labels, settings, order):
-    from pydensecrf.utils import unary_from_labels
-    unary = unary_from_labels(labels.astype(np.int32), VOC.num_classes, 0.7, zero_unsure=False)
-    return full_crf(image, unary, settings, order)
-
-
 def blocks(present, height=44, width=61, seed=0):
     """A noisy image with one coloured stripe per label of `present`, and a noisy label map of the stripes."""
     rng = np.random.default_rng(seed)
@@ -67,12 +43,12 @@ def blocks(present, height=44, width=61, seed=0):
 
 @pytest.mark.parametrize('present', [[7], [0, 15], [0, 3, 8, 15, 20], list(range(VOC.num_classes)),
                                      list(range(1, VOC.num_classes))])
-@pytest.mark.parametrize('settings', [crf.SEED, crf.AFFINITY])
-def test_collapse_is_exact(present, settings):
+@pytest.mark.parametrize('settings, published', [(crf.SEED, labels_crf), (crf.AFFINITY, affinity_crf)])
+def test_collapse_is_exact(present, settings, published):
     image, labels = blocks(present)
     every = np.arange(VOC.num_classes)  # the absent ones too: each has its share of the representative
     ours = crf.refine_labels(image, [labels], every, VOC.num_classes, settings)[0]
-    full = full_labels_crf(image, labels, settings, settings.axes)
+    full = published(image, labels)
     np.testing.assert_allclose(ours, full, atol=1e-4)
     assert (crf.label_map(ours, every) == full.argmax(0)).all()
     np.testing.assert_allclose(ours.sum(0), 1, atol=1e-4)
@@ -84,7 +60,12 @@ def test_collapse_of_scores_is_exact():
     absent = VOC.num_classes - 3
     ours = crf.refine_probabilities(image, scores, crf.DEEPLAB, absent=absent)
     padded = np.concatenate([scores, np.full((absent, *labels.shape), crf.CLIP, np.float32)])
-    full = full_crf(image, -np.log(padded), crf.DEEPLAB, 'xy')
+    from pydensecrf.densecrf import DenseCRF2D
+    field = DenseCRF2D(labels.shape[1], labels.shape[0], len(padded))
+    field.setUnaryEnergy(-np.log(padded).reshape(len(padded), -1))
+    field.addPairwiseGaussian(sxy=1, compat=3)
+    field.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image, compat=4)
+    full = np.array(field.inference(10)).reshape(padded.shape)
     np.testing.assert_allclose(ours, full[:3], atol=1e-4)
 
 
@@ -124,6 +105,14 @@ def test_golden_affinity_crf(chain, i):
     for alpha, ours in zip(('4.00', '24.00'), out):
         np.testing.assert_allclose(ours[:, ::5, ::5], chain[f'affcrf{alpha}_{i}'], atol=1e-4)
         assert (crf.label_map(ours[classes], classes) == chain[f'affcrf{alpha}_argmax_{i}']).mean() >= 0.999
+
+
+@pytest.mark.parametrize('i', IDS)
+def test_the_published_rendering_is_the_published_one(chain, i):
+    image = chain[f'image_{i}']
+    assert (labels_crf(image, chain[f'pred_{i}']).argmax(0) == chain[f'crf_{i}']).mean() >= 0.999
+    full = affinity_crf(image, alpha_maps(chain, i)[0])
+    np.testing.assert_allclose(full[:, ::5, ::5], chain[f'affcrf4.00_{i}'], atol=1e-4)
 
 
 def test_image_of_another_size_is_refused():

@@ -1,0 +1,1 @@
+"""The published formulations, written anew from SPEC: what the benchmarks measure against and the tests compare with."""

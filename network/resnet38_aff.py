@@ -1,0 +1,41 @@
+"""AffinityNet: features whose distance says whether two near pixels belong together. SPEC section 1."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from network.resnet38d import FrozenResNet38, scaled
+from tool.affinity import affinities
+
+
+class Net(FrozenResNet38):
+    """`resnet38_aff`, with the published state-dict keys.
+
+    width: factor on the channel counts of the backbone and of the affinity features.
+    """
+
+    from_scratch = ('f8_3', 'f8_4', 'f8_5', 'f9')  # new layers: ten times the learning rate
+
+    def __init__(self, width=1.0):
+        super().__init__(width)
+        low, middle, high = scaled(64, width), scaled(128, width), scaled(256, width)
+        self.f8_3 = nn.Conv2d(self.channels['conv4'], low, 1, bias=False)
+        self.f8_4 = nn.Conv2d(self.channels['conv5'], middle, 1, bias=False)
+        self.f8_5 = nn.Conv2d(self.channels['conv6'], high, 1, bias=False)
+        self.f9 = nn.Conv2d(low + middle + high, low + middle + high, 1, bias=False)
+        for layer in (self.f8_3, self.f8_4, self.f8_5):
+            nn.init.kaiming_normal_(layer.weight)
+        nn.init.xavier_uniform_(self.f9.weight, gain=4)
+        self.freeze()
+
+    def affinity_features(self, x):
+        """Image x (N, 3, H, W) → the features that are compared: (N, 448 at width 1, h, w), at stride 8."""
+        taps = self.features(x)
+        levels = [F.elu(self.f8_3(taps['conv4'])), F.elu(self.f8_4(taps['conv5'])), F.elu(self.f8_5(taps['conv6']))]
+        return F.elu(self.f9(torch.cat(levels, 1)))
+
+    def forward(self, x):
+        """Image x (N, 3, H, W) → affinities (N, O, P) of the O = 34 offsets and P first pixels (tool.affinity.pair_views).
+
+        They are float32 under mixed precision too.
+        """
+        return affinities(self.affinity_features(x).float())

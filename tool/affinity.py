@@ -1,0 +1,66 @@
+"""AffinityNet's affinities, what is known of them, and its loss (Ahn and Kwak, CVPR 2018). SPEC sections 1 and 6.
+
+Which cells of the feature map form a pair is tool/pairs.py's to know.
+"""
+import numpy as np
+import torch
+
+from tool.pairs import cell_means, pair_views
+
+EPSILON = 1e-5
+# Published: half of the loss for the pairs alike (background and foreground equally), half for those that differ.
+WEIGHTS = {'loss_bg': 1 / 4, 'loss_fg': 1 / 4, 'loss_neg': 1 / 2}
+
+
+def affinities(features):
+    """Affinity of each pair, exp(−mean over channels |f_i − f_j|): features (N, D, h, w) → (N, O, P) in 0..1."""
+    first, seconds = pair_views(features)
+    if not seconds:
+        return features.new_ones(len(features), 0, first.shape[2:].numel())
+    distance = torch.stack([(first - second).abs().mean(1) for second in seconds], 1)
+    return torch.exp(-distance).flatten(2)
+
+
+def cell_labels(low, high, ignore):
+    """What the CRFs under a low and a high alpha (much and little background) agree on, cell by cell.
+
+    low, high: (classes (K,), scores (K, H, W)), with label 0 = background; scores are 0 outside the image.
+    Returns uint8 (h, w): a class where even `low` sees it, background where even `high` sees it, else, and outside the
+    image, `ignore`.
+    """
+    (low_label, low_score), (high_label, high_score) = (_strongest(*maps) for maps in (low, high))
+    label = low_label.copy()
+    label[low_label == 0] = ignore
+    label[high_label == 0] = 0
+    label[np.maximum(low_score, high_score) < EPSILON] = ignore
+    return label
+
+
+def _strongest(classes, scores):
+    """Each cell's label and its mean score: uint8 (h, w), float32 (h, w)."""
+    means = cell_means(scores)
+    return np.asarray(classes, np.uint8)[means.argmax(0)], means.max(0)
+
+
+def pair_labels(label, ignore):
+    """Which pairs are alike: label (N, h, w), values 0 (background), classes, ignore → bg, fg, neg, bool (N, O, P).
+
+    bg: both background. fg: both the same class. neg: different. Pairs with an ignored cell are none of the three.
+    """
+    first, seconds = pair_views(label)
+    first, second = first[:, None], torch.stack(seconds, 1)
+    valid = (first != ignore) & (second != ignore)
+    same = valid & (first == second)
+    return tuple(pairs.flatten(2) for pairs in (same & (first == 0), same & (first != 0), valid & ~same))
+
+
+def affinity_loss(affinity, bg, fg, neg):
+    """Cross entropy of the affinities with what the labels say of the pairs, one term per kind of pair.
+
+    affinity: (N, O, P) in 0..1. bg, fg, neg: bool (N, O, P). Returns dict of scalars, not weighted (WEIGHTS does that):
+    'loss_bg', 'loss_fg': mean −log(aff + 1e-5); 'loss_neg': mean −log(1 + 1e-5 − aff). A kind without pairs gives 0.
+    """
+    alike = -torch.log(affinity + EPSILON)
+    different = -torch.log(1 + EPSILON - affinity)
+    return {name: (pairs * cost).sum() / (pairs.sum() + EPSILON)
+            for name, pairs, cost in (('loss_bg', bg, alike), ('loss_fg', fg, alike), ('loss_neg', neg, different))}

@@ -1,0 +1,42 @@
+"""The grid that AffinityNet works on: cells of 8×8 pixels, and which of them form pairs. SPEC sections 1 and 6.
+
+Works on arrays and tensors alike and imports no torch, so that the processes that only walk need not load it.
+"""
+import numpy as np
+
+STRIDE = 8  # pixels of the image per cell of the feature map
+RADIUS = 5  # cells within which cells are paired
+
+
+def cell_means(maps):
+    """Mean of every 8×8 cell: maps (K, H, W) float → (K, ⌈H/8⌉, ⌈W/8⌉). Outside the image, right and below, maps are 0."""
+    count, height, width = maps.shape
+    padded = np.pad(maps, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)))
+    cells = padded.reshape(count, padded.shape[1] // STRIDE, STRIDE, padded.shape[2] // STRIDE, STRIDE)
+    return cells.mean((2, 4), dtype=np.float32)
+
+
+def pair_radius(height, width):
+    """The pairing radius for a feature map: 5, or what fits into a map with a side under 11."""
+    return RADIUS if min(height, width) > 2 * RADIUS else (min(height, width) - 1) // 2
+
+
+def pair_offsets(radius):
+    """The (dy, dx) from a pair's first cell to its second, in published order: 34 for radius 5, each pair once."""
+    beside = [(0, dx) for dx in range(1, radius)]
+    below = [(dy, dx) for dy in range(1, radius) for dx in range(1 - radius, radius) if dy ** 2 + dx ** 2 < radius ** 2]
+    return beside + below
+
+
+def pair_views(maps):
+    """The pairs of a feature map, without copying: maps (..., h, w) (tensor or array) → first, seconds.
+
+    first (..., y, x): every cell from which all offsets stay inside. seconds: for each of the O offsets, the other
+    cells of these pairs, in the shape of first. O is 0 where the map is too small for pairs (a side under 5).
+    """
+    height, width = maps.shape[-2:]
+    radius = pair_radius(height, width)
+    reach = max(radius - 1, 0)
+    rows, columns = height - reach, width - 2 * reach
+    first = maps[..., :rows, reach:reach + columns]
+    return first, [maps[..., dy:dy + rows, reach + dx:reach + dx + columns] for dy, dx in pair_offsets(radius)]
