@@ -1,0 +1,39 @@
+# make demo       the whole chain on a toy data set, on a CPU: table and pictures in runs/demo
+# make test       all tests
+# make ablation   what each loss term adds: five rows, three seeds each
+# make bench      every stage beside the published formulation (make bench QUICK=1: the short form)
+# make help       this list
+# Each makes the virtual environment .venv first, where it is missing. PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+
+.PHONY: help demo demo-eps test ablation bench
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(READY)
+	$(PY) demo.py
+
+demo-eps: $(READY)
+	$(PY) demo.py --baseline eps
+
+test: $(READY)
+	$(PY) -m pytest
+
+ablation: $(READY)
+	$(PY) ablation.py
+
+bench: $(READY)
+	$(PY) benchmarks/bench.py $(if $(QUICK),--quick)
+
+# The stamp comes last, so that an installation that was interrupted is taken up again.
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -r requirements.txt
+	touch $(READY)
