@@ -133,3 +133,11 @@ def options_of(name, state_dict):
     if not any(key.startswith(prefix + 'layer4.') for key in state_dict):
         raise KeyError(prefix + 'layer4')
     return {'plain_stem': has_plain_stem(state_dict)}
+
+
+def name_of(state_dict):
+    """The name of the network that a DeepLab's state dict belongs to, None where it is no DeepLab's."""
+    if 'cls_conv.weight' not in state_dict:
+        return None
+    version = 'deeplabv2' if 'aspp.branch1.0.weight' in state_dict else 'deeplabv1'
+    return f'{version}_{"resnet38" if "backbone.conv1a.weight" in state_dict else "resnet101"}'

@@ -1,0 +1,42 @@
+"""The DeepLab of an experiment, with pretrained or with trained weights."""
+from network import deeplab
+from network.weights import describe, load_weights, read_weights
+from tool.cli import UserError
+from voc12.classes import VOC
+
+
+def pretrained(config, path):
+    """The network to train: its backbone from `path`, its head from there too where it has one of that shape's name.
+
+    config: a Config (network, TRAIN_BN_MOM). path: weights of the bare backbone or of a whole DeepLab; their width
+    (ResNet-38) and stem (ResNet-101) decide the network's. UserError: unknown network, weights that do not fit it.
+    """
+    state = read_weights(path)
+    if not any(key.startswith('backbone.') for key in state):
+        state = {f'backbone.{key}': value for key, value in state.items()}
+    net = _build(config, state, path, bn_momentum=config.TRAIN_BN_MOM)
+    load_weights(net, state, path, required='backbone')
+    return net
+
+
+def trained(config, path):
+    """The network to test, all of it from `path`. UserError: missing file, weights of another network."""
+    state = read_weights(path)
+    found = deeplab.name_of(state)
+    if found != config.network:
+        raise UserError(path, f'holds {found or describe(state)}, experiment {config.EXP_NAME} needs {config.network}',
+                        'give the weights of this experiment, or choose another with --experiment')
+    net = _build(config, state, path)
+    load_weights(net, state, path)
+    return net
+
+
+def _build(config, state, path, **options):
+    if config.network not in deeplab.NAMES:
+        raise UserError('--MODEL_NAME', f'there is no {config.network}', f'use one of {", ".join(deeplab.NAMES)}')
+    try:
+        options |= deeplab.options_of(config.network, state)
+    except KeyError:
+        raise UserError(path, f'holds {describe(state)}, {config.network} needs a {config.MODEL_BACKBONE}',
+                        'give weights of that backbone, or choose another --experiment') from None
+    return deeplab.build(config.network, VOC.num_classes, **options)

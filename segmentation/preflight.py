@@ -1,0 +1,105 @@
+"""Looking at every pseudo mask once, before hours are spent training on a wrong folder."""
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tool import evaluation, files, metrics, parallel
+from tool.cli import UserError
+
+MOST_BACKGROUND = 0.95  # of the labelled pixels. VOC's own masks: 0.73
+MOST_EMPTY = 0.5  # of the masks may show no object at all, although every image of the training lists has one
+MOST_IGNORED = 0.9  # of the pixels
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the masks hold. masks: their number. pixels: int64 (256,), pixels per label. empty: masks without a
+    foreground pixel. counts: confusion matrix of those with ground truth (metrics.confusion). scored: their number."""
+    masks: int
+    pixels: np.ndarray
+    empty: int
+    counts: np.ndarray
+    scored: int
+
+    @property
+    def ignored(self):
+        """Share of the pixels that are ignored, 0..1."""
+        return self.pixels[metrics.IGNORE] / self.pixels.sum()
+
+    @property
+    def histogram(self):
+        """Share of the labelled pixels per class, (C,), 0..1."""
+        labelled = self.pixels[:len(self.counts)]
+        return labelled / max(1, labelled.sum())
+
+    def text(self, names):
+        """The report, for the log. names: the class names."""
+        lines = [f'{self.masks} pseudo masks: {100 * self.ignored:.2f}% of the pixels ignored, '
+                 f'{self.empty} masks without any object; of the labelled pixels, in %:']
+        shares = [f'{name} {100 * share:.2f}' for name, share in zip(names, self.histogram)]
+        lines += ['  ' + ', '.join(shares[i:i + 7]) for i in range(0, len(shares), 7)]
+        if self.scored:
+            miou = metrics.mean_iou(self.counts)
+            lines.append(f'  mIoU {miou:.2f} against the ground truth, which {self.scored} of the {self.masks} images have')
+            if miou > 99:
+                lines.append('  warning: these are the ground truth, or nearly: the result is not weakly supervised')
+        return '\n'.join(lines)
+
+
+def check(ids, image_dir, mask_dir, gt_dir, classes, workers):
+    """Read the masks `<mask_dir>/<id>.png` of `ids` in parallel and return their Summary.
+
+    gt_dir: folder of ground truth; images that have some there are scored, for the report only. classes: a ClassSet.
+    UserError: masks missing (named), in RGB, not of the image's size, with a label out of range; a folder that is
+    mostly background, mostly without objects or mostly ignored.
+    """
+    image_dir, mask_dir, gt_dir = Path(image_dir), Path(mask_dir), Path(gt_dir)
+    refuse_missing(ids, mask_dir)
+    files.need_files(ids, image_dir, '.jpg', '--voc12_root')
+    without_gt = set(files.missing_files(ids, gt_dir, '.png'))
+    read = functools.partial(read_one, image_dir=image_dir, mask_dir=mask_dir, num_classes=classes.num_classes)
+    items = [(name, None if name in without_gt else gt_dir / f'{name}.png') for name in ids]
+    pixels, counts = zip(*parallel.map_images(read, items, workers, 'check masks'))
+    empty = sum(not p[1:classes.num_classes].any() for p in pixels)
+    summary = Summary(len(ids), sum(pixels), empty, sum(counts), len(ids) - len(without_gt))
+    refuse(summary, mask_dir)
+    return summary
+
+
+def refuse_missing(ids, mask_dir):
+    """UserError naming the ids without a mask (the first ten)."""
+    missing = files.missing_files(ids, mask_dir, '.png')
+    if missing:
+        named = ', '.join(missing[:10]) + (', …' if len(missing) > 10 else '')
+        raise UserError(mask_dir, f'{len(missing)} of {len(ids)} pseudo masks are missing: {named}',
+                        'finish the step that writes them, or correct --pseudo_gt (DATA_PSEUDO_GT)')
+
+
+def read_one(item, image_dir, mask_dir, num_classes):
+    """Pixels per label, int64 (256,), and confusion counts of one mask. item: its id and its ground truth or None."""
+    name, gt_path = item
+    path = mask_dir / f'{name}.png'
+    mask = evaluation.read_labels(path, num_classes)
+    size = files.image_size(image_dir / f'{name}.jpg')
+    if mask.shape != size:
+        raise UserError(path, f'is {mask.shape[0]}x{mask.shape[1]} (height x width), its image {size[0]}x{size[1]}',
+                        'write the masks at the size of the images')
+    counts = np.zeros((num_classes, num_classes + 1), np.int64)
+    if gt_path:
+        gt = evaluation.read_labels(gt_path, num_classes)
+        evaluation.same_shape(path, mask.shape, gt_path, gt.shape)
+        counts = metrics.confusion(gt, mask, num_classes)
+    return np.bincount(mask.ravel(), minlength=256), counts
+
+
+def refuse(summary, mask_dir):
+    """UserError where the masks are plainly not worth training on."""
+    look = 'check --pseudo_gt (DATA_PSEUDO_GT) and the step that wrote it'
+    if summary.ignored > MOST_IGNORED:
+        raise UserError(mask_dir, f'{100 * summary.ignored:.1f}% of the pixels are ignored', look)
+    if summary.histogram[0] > MOST_BACKGROUND:
+        raise UserError(mask_dir, f'{100 * summary.histogram[0]:.1f}% of the labelled pixels are background', look)
+    if summary.empty > MOST_EMPTY * summary.masks:
+        raise UserError(mask_dir, f'{summary.empty} of {summary.masks} masks show no object at all', look)

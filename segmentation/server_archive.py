@@ -1,0 +1,98 @@
+"""The archive that the PASCAL VOC evaluation server takes (comp6), written and checked file by file.
+
+Reads   --check FILE (.tar.gz), --list (the ids it must hold), <voc12_root>/JPEGImages/<id>.jpg (their sizes).
+Writes  one line: the archive is good, or `error: …` and what is wrong with it (exit status 2).
+
+    python segmentation/server_archive.py --check comp6_test_cls.tar.gz --list voc12/test.txt --voc12_root VOC2012
+"""
+import gzip
+import io
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, whatever the working directory
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tool import cli, files
+from tool.cli import UserError
+from voc12.classes import VOC, voc_palette
+
+FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'  # the name prescribed by the devkit, at the top of the archive
+WRONG = 'write the archive again with segmentation/experiment/test.py --split test'
+
+
+def write(path, ids, predict_dir):
+    """Pack `<predict_dir>/<id>.png` of `ids` under FOLDER. The same files give the same bytes."""
+    with files.atomic(path) as temporary, open(temporary, 'wb') as file, \
+            gzip.GzipFile('', 'wb', compresslevel=1, fileobj=file, mtime=0) as packed, \
+            tarfile.open(fileobj=packed, mode='w') as archive:
+        for name in ids:
+            data = (Path(predict_dir) / f'{name}.png').read_bytes()
+            entry = tarfile.TarInfo(f'{FOLDER}/{name}.png')
+            entry.size, entry.mode = len(data), 0o644
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def check(path, ids, image_dir):
+    """Read the archive through and check each file: an 8-bit palette PNG, VOC's colours, the image's size, labels in range.
+
+    ids: those it must hold, no more and no fewer. image_dir: `<id>.jpg`. Nothing is unpacked to disk.
+    UserError naming the file and what is wrong with it; returns nothing where all is well.
+    """
+    expected = {f'{FOLDER}/{name}.png': name for name in ids}
+    try:
+        with tarfile.open(path, 'r:gz') as archive:
+            for entry in archive:
+                if entry.isdir() and f'{FOLDER}/'.startswith(entry.name.rstrip('/') + '/'):
+                    continue
+                if entry.name not in expected or not entry.isfile():
+                    raise UserError(path, f'holds {entry.name}, which is not one of the {len(ids)} results (or is there twice)', WRONG)
+                size = files.image_size(Path(image_dir) / f'{expected.pop(entry.name)}.jpg')
+                check_png(f'{path}:{entry.name}', archive.extractfile(entry).read(), size)
+    except FileNotFoundError:
+        raise UserError(path, 'archive not found', 'correct --check') from None
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise UserError(path, f'not a whole .tar.gz archive ({error})', WRONG) from error
+    if expected:
+        missing = sorted(expected.values())
+        raise UserError(path, f'lacks {len(missing)} of {len(ids)} results, {missing[0]} for one', WRONG)
+
+
+def check_png(name, data, size):
+    """UserError unless `data` is a palette PNG with VOC's colours, of `size` (H, W), with class labels only."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind, labels, palette = (image.format, image.mode), np.asarray(image), image.getpalette()
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(name, f'cannot be read ({error})', WRONG) from error
+    if kind != ('PNG', 'P'):
+        raise UserError(name, f'is {kind[0]} of mode {kind[1]}, not a palette PNG', WRONG)
+    if labels.shape != size:
+        raise UserError(name, f'is {labels.shape[0]}x{labels.shape[1]} (height x width), its image {size[0]}x{size[1]}', WRONG)
+    if labels.max() >= VOC.num_classes:
+        raise UserError(name, f'holds the label {labels.max()}, of 0..{VOC.num_classes - 1}', WRONG)
+    if palette[:3 * VOC.num_classes] != voc_palette()[:3 * VOC.num_classes]:
+        raise UserError(name, 'has another palette than VOC', WRONG)
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--check', required=True, metavar='FILE', help='archive to check')
+    parser.add_argument('--list', default='voc12/test.txt', help='list of the image ids that it must hold')
+    parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
+    return parser
+
+
+def main(args):
+    from voc12.dataset import image_folder
+    ids = files.read_list(args.list, '--list')
+    check(args.check, ids, image_folder(args.voc12_root))
+    print(f'{args.check}: {len(ids)} results, all well formed')
+
+
+if __name__ == '__main__':
+    cli.run(main, get_args_parser())
