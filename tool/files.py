@@ -3,11 +3,13 @@ import contextlib
 import json
 import os
 import pickle
+import tokenize
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tool import safe_pickle
 from tool.cli import UserError, repo_path
 
 MIN_SIDE = 8  # pixels: the stride of the networks; a smaller image has no feature map worth the name
@@ -118,28 +120,11 @@ def read_mask(path):
 
 # ---------------------------------------------------------------- arrays
 
-# What a pickled .npy may name: NumPy arrays, scalars and their helpers under old and new module paths.
-_PICKLE_ALLOWED = {(module, name)
-                   for core in ('numpy.core', 'numpy._core')
-                   for module, name in ((f'{core}.multiarray', '_reconstruct'), (f'{core}.multiarray', 'scalar'),
-                                        (f'{core}.numeric', '_frombuffer'))}
-_PICKLE_ALLOWED |= {('numpy', 'ndarray'), ('numpy', 'dtype'), ('collections', 'OrderedDict'), ('_codecs', 'encode')}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain containers, and refuses to look up anything else."""
-
-    def find_class(self, module, name):
-        if (module, name) not in _PICKLE_ALLOWED:
-            raise pickle.UnpicklingError(f'it names {module}.{name}, which is neither an array nor a plain container')
-        return super().find_class(module, name)
-
-
 def read_npy(path):
     """Read a .npy file: the array or, where it holds a pickled object, that object (a dict, say).
 
-    Pickles are read through an unpickler that knows arrays and plain containers only, so a hostile file cannot run code.
-    UserError: missing, truncated, not a .npy file, or a pickle that names anything else.
+    Pickles are read by tool/safe_pickle.py, so a hostile file cannot run code.
+    UserError: missing, truncated, not a .npy file, or a pickle of anything but arrays and plain containers.
     """
     try:
         with open(path, 'rb') as file:
@@ -147,7 +132,7 @@ def read_npy(path):
             read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
             _, _, dtype = read_header(file)
             if dtype.hasobject:
-                value = _PlainUnpickler(file, encoding='latin1').load()
+                value = safe_pickle.load(file)
                 return value.item() if value.shape == () else value
             file.seek(0)
             return np.load(file, allow_pickle=False)
@@ -155,8 +140,8 @@ def read_npy(path):
         raise UserError(path, 'file not found', 'run the step that writes it, or correct the folder') from None
     except OSError as error:
         raise UserError(path, f'cannot be read ({error.strerror or error})', 'check the file') from error
-    except (ValueError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, KeyError,
-            MemoryError, TypeError) as error:
+    except (ValueError, EOFError, pickle.UnpicklingError, ArithmeticError, AttributeError, LookupError, MemoryError,
+            RecursionError, SyntaxError, TypeError, tokenize.TokenError) as error:  # where damage can lead
         raise UserError(path, f'not a .npy file this project reads ({error})', 'write it again') from error
 
 
@@ -221,7 +206,10 @@ def read_labels(path, num_foreground):
     value = read_npy(repo_path(path))
     if not isinstance(value, dict) or not value:
         raise UserError(path, 'is not a dict of labels', 'write it with voc12/prepare.py')
-    labels = {str(key): np.asarray(label, np.float32).reshape(-1) for key, label in value.items()}
+    try:
+        labels = {str(key): np.asarray(label, np.float32).reshape(-1) for key, label in value.items()}
+    except (ValueError, TypeError) as error:
+        raise UserError(path, f'holds a label that is no array of numbers ({error})', 'write it with voc12/prepare.py') from error
     for key, label in labels.items():
         if len(label) != num_foreground or not np.isin(label, (0, 1)).all():
             raise UserError(path, f'label of {key} is not {num_foreground} values of 0 or 1', 'write it with voc12/prepare.py')

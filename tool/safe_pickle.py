@@ -1,0 +1,122 @@
+"""Reading pickles of NumPy arrays and plain containers without running code, and without NumPy's own unpickling.
+
+NumPy trusts the state a pickle hands to its dtypes and arrays: a corrupt file can crash the process. So the names
+that array pickles use are bound to stand-ins here, which check what they get and build the array from its bytes.
+"""
+import collections
+import math
+import pickle
+import re
+import sys
+
+import numpy as np
+
+MAX_DIMS = 32
+
+
+class _Dtype:
+    """What numpy.dtype becomes: numbers, booleans and strings of a fixed size, or (`O`) objects."""
+
+    def __init__(self, code, align=False, copy=True):
+        if not re.fullmatch(r'O8?|[USbiufc]\d{1,4}', code):
+            raise pickle.UnpicklingError(f'it holds values of type {code}')
+        self.value = np.dtype('O' if code == 'O8' else code)
+
+    def __setstate__(self, state):
+        order, fields = state[1], state[2:5]
+        if order not in ('<', '>', '|', '=') or any(field is not None for field in fields):
+            raise pickle.UnpicklingError('it holds structured values')
+        self.value = self.value.newbyteorder(order)
+
+
+class _Array:
+    """What numpy.ndarray becomes; `value` is the array once its state has been read."""
+
+    value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        self.value = _build(data, dtype, shape, 'F' if fortran else 'C')
+
+
+def _build(data, dtype, shape, order='C'):
+    """The array of a _Dtype and shape in `data`: raw bytes or, for objects, a list."""
+    dtype, count = dtype.value, math.prod(shape)
+    if len(shape) > MAX_DIMS or any(type(side) is not int or side < 0 for side in shape):
+        raise pickle.UnpicklingError(f'it holds an array of shape {shape}')
+    if dtype.hasobject:
+        if type(data) is not list or len(data) != count:
+            raise pickle.UnpicklingError('it holds an array of objects without as many objects')
+        array = np.empty(count, object)
+        for i, item in enumerate(data):
+            array[i] = item
+        return array.reshape(shape, order=order)
+    data = data.encode('latin1') if isinstance(data, str) else bytes(data)  # str: bytes as written by Python 2
+    if len(data) != count * dtype.itemsize:
+        raise pickle.UnpicklingError(f'it holds {len(data)} bytes for an array of {count} {dtype}')
+    if dtype.kind == 'U' and data and np.frombuffer(data, dtype.str[0] + 'u4').max() > sys.maxunicode:
+        raise pickle.UnpicklingError('it holds text that is no text')
+    return np.frombuffer(data, dtype).copy().reshape(shape, order=order)
+
+
+def _reconstruct(kind, shape, code):
+    """numpy's: an array whose state comes later."""
+    return _Array()
+
+
+def _scalar(dtype, data):
+    """numpy's: one value from its bytes."""
+    return _build(data, dtype, (1,))[0]
+
+
+def _encode(text, encoding):
+    """_codecs.encode, by which old pickle protocols write bytes."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'it encodes text as {encoding}')
+    return text.encode('latin1')
+
+
+_KNOWN = {('numpy', 'ndarray'): _Array, ('numpy', 'dtype'): _Dtype, ('_codecs', 'encode'): _encode,
+          ('collections', 'OrderedDict'): collections.OrderedDict}
+for _core in ('numpy.core', 'numpy._core'):  # before and since NumPy 2
+    _KNOWN |= {(f'{_core}.multiarray', '_reconstruct'): _reconstruct, (f'{_core}.multiarray', 'scalar'): _scalar,
+               (f'{_core}.numeric', '_frombuffer'): _build}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names above and refuses to look up anything else."""
+
+    def find_class(self, module, name):
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f'it names {module}.{name}, which is neither an array nor a plain container')
+        return _KNOWN[module, name]
+
+
+def _plain(value, done):
+    """`value` with arrays in place of the stand-ins. done: id → result, so that what is shared is made once."""
+    if id(value) in done:
+        return done[id(value)]
+    if isinstance(value, _Array):
+        result = value.value
+        if isinstance(result, np.ndarray) and result.dtype.hasobject:
+            for index in np.ndindex(result.shape):
+                result[index] = _plain(result[index], done)
+    elif isinstance(value, dict):
+        result = {_plain(key, done): _plain(item, done) for key, item in value.items()}
+    elif isinstance(value, (list, tuple, set)):
+        result = type(value)(_plain(item, done) for item in value)
+    else:
+        result = value
+    if not isinstance(result, (np.ndarray, np.generic, dict, list, tuple, set, str, bytes, int, float, complex, type(None))):
+        raise pickle.UnpicklingError(f'it holds a {type(result).__name__}')
+    done[id(value)] = result
+    return result
+
+
+def load(file):
+    """Unpickle from an open binary file: arrays, NumPy scalars, plain containers, text and numbers; nothing else.
+
+    On a malformed or hostile file: pickle.UnpicklingError or whatever else the damage leads to (ValueError, EOFError,
+    TypeError, …), never code run and never more memory than a small multiple of the file.
+    """
+    return _plain(_Unpickler(file, encoding='latin1').load(), {})
