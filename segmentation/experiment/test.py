@@ -41,7 +41,6 @@ def get_args_parser():
 
 
 def main(args):
-    from segmentation import model
     config = configs.effective(args)
     root, weights = configs.located(args.voc12_root), Path(args.weights or f'{config.EXP_NAME}.pth')
     ids = files.read_list(args.infer_list or f'voc12/{args.split}.txt', '--infer_list')
@@ -49,6 +48,8 @@ def main(args):
     gt_dir = Path(args.gt_dir) if args.gt_dir else root / 'SegmentationClass'
     if args.split == 'val':
         files.need_files(ids, gt_dir, '.png', '--gt_dir; images without ground truth need --split test')
+
+    from segmentation import model
     device = cli.select_device(args.device)
     cli.autocast(device, args.amp)  # refuses now what the device cannot do
     net = model.trained(config, weights).to(device).eval()

@@ -33,17 +33,17 @@ def get_args_parser():
 
 
 def main(args):
+    config = configs.effective(args)
+    ids = files.read_list(args.train_list, '--train_list')
+    check_sizes(config, len(ids))
+
     import torch
     from segmentation import model, preflight
     from tool import training
     from voc12.dataset import image_folder
     from voc12.segmentation_data import Augmentation, PseudoMasks
-
-    config = configs.effective(args)
     device = cli.select_device(args.device)
     cli.autocast(device, args.amp)  # refuses now what the device cannot do
-    ids = files.read_list(args.train_list, '--train_list')
-    check_sizes(config, len(ids))
     torch.manual_seed(args.seed)  # the head's first weights
     net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN)).to(device)
 
