@@ -63,7 +63,7 @@ def main(args):
     state = weights.read_weights(args.weights)
     net = weights.build_net(args.network, state)
     weights.load_weights(net, state, args.weights)
-    net.to(device).eval()
+    cli.place(net, device, args.amp).eval()
 
     dataset = PaddedImages(wanted, args.voc12_root, args.convert_rgb)
     settings = {name: getattr(args, name) for name in ('bg', 'alpha', 'beta', 'logt', 'crf', 'crf_iters')}

@@ -52,7 +52,7 @@ def main(args):
     state = weights.read_weights(args.weights)
     net = weights.build_net(args.network, state, num_classes=VOC.num_classes)
     weights.load_weights(net, state, args.weights)
-    net.to(device).eval()
+    cli.place(net, device, args.amp).eval()
 
     with parallel.Background(args.num_workers if args.out_crf else 0) as background, torch.inference_mode():
         for item in parallel.progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):

@@ -55,7 +55,7 @@ def main(args):
     pretrained = weights.read_weights(args.weights)
     net = weights.build_net(args.network, pretrained, num_classes=VOC.num_classes)
     weights.load_weights(net, pretrained, args.weights, required='backbone')
-    net.to(device)
+    cli.place(net, device, args.amp)
 
     augment = transforms.classification_train(args.crop_size, *sorted(args.resize_long))
     ids = files.read_list(args.train_list, '--train_list')
