@@ -1,6 +1,8 @@
 """Running the numbered commands one after the other: printed as a person would type them, logged, and skipped when done."""
 import hashlib
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -14,55 +16,108 @@ from tool.cli import REPO, UserError
 @dataclass(frozen=True)
 class Step:
     """One command of a chain. name: short, unique, a file name. words: the command after `python`, as typed from the
-    repository's root. after: names of the steps whose output it reads (a step is redone when one of them was)."""
+    repository's root. after: names of the steps whose output it reads (a step is redone when one of them was).
+    machine: words of the command that change how it runs but not what it computes (device, workers).
+    makes: patterns, from the repository's root, of what it writes; removed before it is done anew."""
     name: str
     words: tuple
     after: tuple = ()
+    machine: tuple = ()
+    makes: tuple = ()
 
     @property
     def line(self):
         """The command as a person types it."""
-        return shlex.join(['python', *map(str, self.words)])
+        return shlex.join(['python', *map(str, (*self.words, *self.machine))])
+
+    def made(self):
+        """The paths of `makes` that exist."""
+        return [path for pattern in self.makes for path in sorted(REPO.glob(pattern) if not Path(pattern).is_absolute()
+                else Path(pattern).parent.glob(Path(pattern).name))]
 
 
-def run_steps(steps, log_dir, dry_run=False):
-    """Run the steps in order. Returns {name: seconds it took (0.0 where it was done before)}.
+def run_steps(steps, log_dir, dry_run=False, start=None):
+    """Run the steps in order. Returns {name: seconds it took, now or when it was done before}; {} for a dry run.
 
-    A step is done when <log_dir>/<name>.done holds the fingerprint of its command and of the steps it reads from.
-    What it prints goes to the terminal and to <log_dir>/<name>.log. dry_run: print the commands only.
-    UserError: a command failed (its own message stands above).
+    A step is done when <log_dir>/<name>.json records its fingerprint: its command and the steps it reads from.
+    What it prints goes to the terminal and to <log_dir>/<name>.log. dry_run: print the commands only. quiet: print nothing, keep the
+    log, progress bars and messages included (for chains that run side by side).
+    start: name of a step. Those before it are taken as done; it and those after it are done anew, what they made before removed.
+    UserError: a command failed (its own message stands above); what it made before came from another command; no step `start`.
     """
-    log_dir = files.out_dir(log_dir, 'run folder') if not dry_run else Path(log_dir)
+    names = [step.name for step in steps]
+    if start is not None and start not in names:
+        raise UserError('--from', f'there is no step {start}', f'choose one of {", ".join(names)}')
+    first = names.index(start) if start else 0
+    log_dir = Path(log_dir) if dry_run else files.out_dir(log_dir, 'run folder')
     prints, seconds = {}, {}
-    for number, step in enumerate(steps, 1):
+    for index, step in enumerate(steps):
         prints[step.name] = fingerprint(step, prints)
-        stamp = log_dir / f'{step.name}.done'
-        done = not dry_run and stamp.exists() and stamp.read_text() == prints[step.name]
-        print(f'[{number}/{len(steps)}] {step.name}{": done already" if done else ""}\n    {step.line}', flush=True)
-        seconds[step.name] = 0.
-        if not done and not dry_run:
-            start = time.monotonic()
-            run(step, log_dir)
-            seconds[step.name] = time.monotonic() - start
-            files.save_text(stamp, prints[step.name])
+        title, command = f'[{index + 1}/{len(steps)}] {step.name}', f'    {step.line}'
+        if dry_run:
+            print(f'{title}\n{command}')
+            continue
+        before = read_record(log_dir, step.name)
+        done = index < first or start is None and before['fingerprint'] == prints[step.name] and before['seconds'] is not None
+        print(f'{title}{": done already" if done else ""}\n{command}', flush=True)
+        if not done:
+            clear(step, before, prints[step.name], anew=start is not None)
+        seconds[step.name] = before['seconds'] or 0. if done else record_run(step, log_dir, prints[step.name])
     return seconds
 
 
 def fingerprint(step, earlier):
-    """A digest of the step's command and of the fingerprints (dict name → digest) of the steps it reads from."""
-    text = '\n'.join([step.line, *(earlier.get(name, '') for name in step.after)])
+    """A digest of the step's words and of the fingerprints (dict name → digest) of the steps it reads from."""
+    text = '\n'.join([shlex.join(map(str, step.words)), *(earlier.get(name, '') for name in step.after)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def run(step, log_dir):
-    """Run one step from the repository's root; its output is passed on line by line and kept in the log."""
+def read_record(log_dir, name):
+    """{'fingerprint', 'command', 'seconds'} of the last time a step was begun; seconds None where it did not end, all None
+    where it never was."""
+    try:
+        return json.loads((Path(log_dir) / f'{name}.json').read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return {'fingerprint': None, 'command': None, 'seconds': None}
+
+
+def clear(step, before, now, anew):
+    """Make sure that the step does not go on with files that another command left: scripts skip files that exist.
+
+    before: its record; now: its fingerprint. anew: remove what it made. UserError: another command made some, and not anew.
+    """
+    if anew:
+        for path in step.made():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif before['fingerprint'] != now and step.made():
+        raise UserError(step.made()[0], f'was written by another command than that of {step.name} now, or from other input',
+                        f'add --from {step.name} to remove it and do the chain anew from there, or choose another folder')
+
+
+def record_run(step, log_dir, fingerprint):
+    """Run the step and keep a record that it was begun and, in the end, how long it took. Returns the seconds."""
+    record = {'fingerprint': fingerprint, 'command': step.line, 'seconds': None}
+    files.save_json(log_dir / f'{step.name}.json', record)
+    start = time.monotonic()
+    run(step, log_dir)
+    record['seconds'] = round(time.monotonic() - start, 1)
+    files.save_json(log_dir / f'{step.name}.json', record)
+    return record['seconds']
+
+
+def run(step, log_dir, quiet):
+    """Run one step from the repository's root; its output is passed on line by line (not if quiet) and kept in the log."""
     log = log_dir / f'{step.name}.log'
     command = [sys.executable, '-u', *map(str, step.words)]
-    with open(log, 'w', encoding='utf-8') as file, subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True) as child:
+    messages = subprocess.STDOUT if quiet else None
+    with open(log, 'w', encoding='utf-8') as file, \
+            subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=messages, text=True) as child:
         file.write(f'$ {step.line}\n')
         for text in child.stdout:
-            print('    ' + text, end='', flush=True)
+            if not quiet:
+                print('    ' + text, end='', flush=True)
             file.write(text)
         code = child.wait()
     if code:
-        raise UserError(step.name, f'ended with exit code {code}', f'see above and {log}; the same command continues from here')
+        where = f'see {log}' if quiet else f'see above and {log}'
+        raise UserError(step.name, f'ended with exit code {code}', f'{where}; the same command continues from here')

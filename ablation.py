@@ -1,0 +1,96 @@
+"""What each loss term adds, on the toy VOC: five rows, several seeds each, one training command a run; medians and spread.
+
+    python ablation.py [--out runs/ablation] [--seeds 3]
+
+Reads  voc12/toy_backbone.pth. Writes the toy set, every run and table.md into --out. Runs that are done are skipped.
+The figures are seeds (cam of contrast_infer.py, no CRF) on the toy train split, in mIoU.
+"""
+import json
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tool import cli
+
+SEAM_TERMS, CONTRAST_TERMS = ('rvmin', 'er', 'ecr'), ('cross_prototype', 'cross_cam', 'intra')
+ROWS = {  # row: (the terms that are off, further training words, further inference words)
+    'plain CAM': ((*SEAM_TERMS, *CONTRAST_TERMS), (), ('--map', 'cam')),
+    'SEAM': (CONTRAST_TERMS, (), ()),
+    '+ cross-prototype': (('cross_cam', 'intra'), (), ()),
+    '+ cross-CAM': (('intra',), (), ()),
+    '+ intra-view (full PPC)': ((), (), ()),
+    'full PPC, momentum 5e-4 (published)': ((), ('--momentum', 5e-4), ()),
+}
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--out', default='runs/ablation', help='folder for everything')
+    parser.add_argument('--seeds', type=cli.positive, default=3, help='runs a row')
+    parser.add_argument('--jobs', type=cli.positive, default=cli.cores(), help='runs side by side, one thread each')
+    parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=tuple(ROWS), metavar='ROW', help='rows to run, of: ' + '; '.join(ROWS))
+    return parser
+
+
+def main(args):
+    import os
+
+    from tool import files, parallel
+    from tool.pipeline import run_steps
+    os.environ['OMP_NUM_THREADS'] = '1'  # of every run: as many run side by side as there are cores
+    out = files.out_dir(args.out, '--out')
+    run_steps(data_steps(out), out / 'logs')
+    jobs = [(row, seed) for seed in range(args.seeds) for row in args.rows]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = pool.map(lambda job: run_row(out, *job), jobs)
+        scores = dict(zip(jobs, parallel.progress(results, 'ablation', len(jobs), unit='run')))
+    text = table(scores, args.rows, args.seeds)
+    files.save_text(out / 'table.md', text)
+    print(text)
+
+
+def data_steps(out):
+    """The steps that make the toy set and its lists."""
+    from tool.pipeline import Step
+    from voc12 import toy_recipe
+    counts = [word for split, n in toy_recipe.IMAGES.items() for word in (f'--{split}', n)]
+    return [Step('toy', ('voc12/toy.py', '--out', out / 'VOC2012', *counts)),
+            Step('prepare', ('voc12/prepare.py', '--voc12_root', out / 'VOC2012', '--out', out / 'lists'), after=('toy',))]
+
+
+def run_row(out, row, seed):
+    """Train, infer and evaluate one row with one seed. Returns (mIoU at the best threshold, that threshold, mIoU at the fixed one)."""
+    from tool.pipeline import Step, run_steps
+    from voc12 import toy_recipe
+    off, training, inference = ROWS[row]
+    run = out / f'{list(ROWS).index(row)}_seed{seed}'
+    data = ('--voc12_root', out / 'VOC2012', '--cls_labels', out / 'lists' / 'cls_labels.npy')
+    weights = [word for name in off for word in (f'--w_{name}', 0)]
+    run_steps([
+        Step('contrast_train', ('contrast_train.py', '--weights', toy_recipe.BACKBONE, *data, '--train_list', out / 'lists/train.txt',
+                                '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
+                                '--num_workers', 0, *toy_recipe.CONTRAST_TRAIN, *training, *weights, '--resume')),
+        Step('contrast_infer', ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', out / 'lists/train.txt',
+                                '--out_cam', run / 'cam', '--num_workers', 0, *toy_recipe.CONTRAST_INFER, *inference),
+             after=('contrast_train',)),
+        Step('eval', ('eval.py', '--list', out / 'lists/train.txt', '--predict_dir', run / 'cam', '--gt_dir',
+                      out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy', '--curve',
+                      '--logfile', run / 'eval.txt', '--num_workers', 0), after=('contrast_infer',)),
+    ], run / 'logs', quiet=True)
+    result = json.loads((run / 'eval.txt.json').read_text())
+    return result['best']['miou'], result['best']['threshold'], result['fixed']['miou']
+
+
+def table(scores, rows, seeds):
+    """The Markdown table of {(row, seed): (best, threshold, fixed)}: medians over seeds, and the range."""
+    lines = [f'| losses | mIoU, best threshold (median of {seeds}) | lowest to highest | its threshold | mIoU at the fixed 0.26 |',
+             '|---|---|---|---|---|']
+    for row in rows:
+        best, threshold, fixed = zip(*(scores[row, seed] for seed in range(seeds)))
+        lines.append(f'| {row} | {statistics.median(best):.1f} | {min(best):.1f} to {max(best):.1f} '
+                     f'| {statistics.median(threshold):.2f} | {statistics.median(fixed):.1f} |')
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    cli.run(main, get_args_parser())
