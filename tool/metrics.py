@@ -13,9 +13,9 @@ def confusion(gt, predicted, num_classes):
     """
     counted = gt != IGNORE
     rows, columns = gt[counted].astype(np.int64), predicted[counted].astype(np.int64)
-    columns[columns == IGNORE] = num_classes
-    if rows.size and (rows.max() >= num_classes or columns.max() > num_classes):
+    if (rows >= num_classes).any() or ((columns >= num_classes) & (columns != IGNORE)).any():
         raise ValueError(f'labels must be below {num_classes} or {IGNORE}')
+    columns[columns == IGNORE] = num_classes
     cells = num_classes * (num_classes + 1)
     return np.bincount(rows * (num_classes + 1) + columns, minlength=cells).reshape(num_classes, num_classes + 1)
 
@@ -52,7 +52,7 @@ def score_histogram(gt, cams, thresholds, num_classes):
     below = np.searchsorted(thresholds, np.take_along_axis(scores, best[None], 0)[0], side='left')
     shape = (num_classes, len(cams), len(thresholds) + 1)
     rows = gt[counted].astype(np.int64)
-    if rows.size and rows.max() >= num_classes:
+    if (rows >= num_classes).any():
         raise ValueError(f'labels must be below {num_classes} or {IGNORE}')
     return np.bincount(np.ravel_multi_index((rows, best, below), shape), minlength=np.prod(shape)).reshape(shape)
 

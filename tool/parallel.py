@@ -35,11 +35,13 @@ def map_images(function, items, workers, desc):
     """
     items = list(items)
     if workers == 0 or len(items) < 2:
-        return [function(item) for item in progress(items, desc)]
+        with progress(items, desc) as bar:  # closed before an error is printed, which gets a line of its own so
+            return [function(item) for item in bar]
     with executor(min(workers, len(items))) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
-            return [future.result() for future in progress(futures, desc)]
+            with progress(futures, desc) as bar:
+                return [future.result() for future in bar]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

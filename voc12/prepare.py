@@ -94,8 +94,8 @@ def read_annotation(path):
 def read_all_labels(ids, folder):
     """Labels of those `ids` that have an annotation: dict id → label, ids in order."""
     missing = set(files.missing_files(ids, folder, '.xml'))
-    return {i: read_annotation(folder / f'{i}.xml')
-            for i in parallel.progress([i for i in ids if i not in missing], 'annotations')}
+    with parallel.progress([i for i in ids if i not in missing], 'annotations') as bar:
+        return {i: read_annotation(folder / f'{i}.xml') for i in bar}
 
 
 # ---------------------------------------------------------------- saliency
