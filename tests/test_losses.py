@@ -1,0 +1,313 @@
+"""tool/seam.py and tool/contrast.py: golden terms and gradients, a rendering in plain loops, tensor code throughout."""
+import collections
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.published import contrast_loss as published
+from tool import contrast, seam
+from tool.cam import resize
+from tool.training import Run
+from voc12.classes import VOC
+
+GOLDEN = Path(__file__).parent / 'golden'
+VIEW1, VIEW2 = (448, 448), (128, 128)
+CONTRAST_WEIGHT = 0.1
+
+
+# ---------------------------------------------------------------- golden
+
+@pytest.fixture(scope='module')
+def golden():
+    return np.load(GOLDEN / 'contrast_losses.npz')
+
+
+def golden_views(golden):
+    """[(cam, cam_rv, f_proj)] of the two views, ready to collect gradients."""
+    return [[torch.from_numpy(golden[f'{name}{view}']).float().requires_grad_() for name in ('cam', 'cam_rv', 'f_proj')]
+            for view in (1, 2)]
+
+
+def all_terms(view1, view2, label, size1=VIEW1, size2=VIEW2, **kwargs):
+    """Every named term of a step, as contrast_train.py calls for them."""
+    (cam1, rv1, f1), (cam2, rv2, f2) = view1, view2
+    present = seam.present_channels(label)
+    return (seam.terms((cam1, rv1, size1), (cam2, rv2, size2), label, present, size2)
+            | contrast.terms((f1, rv1), (f2, rv2), label, **kwargs))
+
+
+def test_golden_terms(golden):
+    terms = all_terms(*golden_views(golden), torch.from_numpy(golden['label']))
+    terms = {name: value.item() for name, value in terms.items()}
+    assert terms['cls'] == pytest.approx((golden['loss_cls1'] + golden['loss_cls2']) / 2, rel=1e-4)
+    assert terms['rvmin'] == pytest.approx((golden['loss_rvmin1'] + golden['loss_rvmin2']) / 2, rel=1e-4)
+    assert terms['cls'] + terms['rvmin'] == pytest.approx(golden['loss_cls'], rel=1e-4)
+    assert terms['er'] == pytest.approx(golden['loss_er'], rel=1e-4)
+    assert terms['ecr'] == pytest.approx(golden['loss_ecr'], rel=1e-4)
+    assert CONTRAST_WEIGHT * terms['cross_prototype'] == pytest.approx(golden['loss_cross_nce'], rel=1e-3)
+    assert CONTRAST_WEIGHT * terms['cross_cam'] == pytest.approx(golden['loss_cross_nce2'], rel=1e-3)
+
+
+def test_golden_gradients(golden):
+    views = golden_views(golden)
+    terms = all_terms(*views, torch.from_numpy(golden['label']), wanted=('cross_prototype', 'cross_cam'))
+    weights = {name: CONTRAST_WEIGHT if name in contrast.TERMS else 1. for name in terms}
+    sum(weights[name] * term for name, term in terms.items()).backward()
+    for view, stride in ((1, 4), (2, 1)):
+        for name, tensor in zip(('cam', 'cam_rv', 'f_proj'), views[view - 1]):
+            expected = golden[f'grad_{name}{view}']
+            ours = tensor.grad[:, :, ::stride, ::stride].numpy()
+            tolerance = 1e-3 if name == 'f_proj' else 1e-4
+            assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max(), (name, view)
+
+
+def test_golden_mean_of_the_intra_view_term(golden):
+    label = torch.from_numpy(golden['label'])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        # View 1 is brought to 16×16 once, not in every draw.
+        (rv1, f1), (rv2, f2) = ([resize(m, golden['cam2'].shape[2:]) for m in view[1:]] for view in golden_views(golden))
+        draws = [CONTRAST_WEIGHT * contrast.terms((f1, rv1), (f2, rv2), label, wanted=('intra',))['intra'].item()
+                 for _ in range(200)]
+    standard_error = np.hypot(golden['intra_std'] / golden['intra_draws'] ** 0.5, np.std(draws, ddof=1) / len(draws) ** 0.5)
+    assert abs(np.mean(draws) - golden['intra_mean']) <= 4 * standard_error
+    assert np.std(draws) == pytest.approx(golden['intra_std'], rel=0.5)  # as random as the published sampling
+
+
+# ---------------------------------------------------------------- against plain loops
+
+def labels_with(*counts, num_foreground=VOC.num_foreground):
+    """Image-level labels with so many classes present in each image."""
+    generator = torch.Generator().manual_seed(sum(counts))
+    label = torch.zeros(len(counts), num_foreground)
+    for row, count in zip(label, counts):
+        row[torch.randperm(num_foreground, generator=generator)[:count]] = 1.
+    return label
+
+
+def random_views(label, seed=0, sides=((12, 9), (5, 4)), channels=8):
+    """Random (cam, cam_rv, f_proj) of two views at feature size, leaves that collect gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(label), label.shape[1] + 1)
+    return [[torch.randn(*shape, *side, generator=generator).requires_grad_(),
+             torch.randn(*shape, *side, generator=generator).requires_grad_(),
+             torch.randn(len(label), channels, *side, generator=generator).relu().requires_grad_()] for side in sides]
+
+
+def plain_terms(view1, view2, label, size1, size2):
+    """The terms of benchmarks/published/contrast_loss.py by our names, the contrast's without their weight."""
+    full = [(resize(cam, size), resize(rv, size), f, rv) for (cam, rv, f), size in ((view1, size1), (view2, size2))]
+    terms = published.losses(*full, label, small=size2)
+    for name in contrast.TERMS:
+        terms[name] = terms[name] / CONTRAST_WEIGHT
+    for name in ('cls', 'rvmin'):
+        terms[name] = (terms.pop(f'{name}1') + terms.pop(f'{name}2')) / 2
+    return terms
+
+
+SIZES = (48, 36), (20, 16)
+CASES = {'one class each': (1, 1, 1), 'as in VOC': (1, 3, 2, 1), 'more channels than the top 20% holds': (7, 5, 1),
+         'all classes': (VOC.num_foreground, 2), 'batch of one': (2,), 'batch of one, all classes': (VOC.num_foreground,),
+         'an image without a class': (0, 2)}
+
+
+@pytest.mark.parametrize('counts', CASES.values(), ids=CASES.keys())
+def test_terms_and_gradients_are_those_of_the_plain_loops(counts):
+    label = labels_with(*counts)
+    ours, plain = random_views(label), random_views(label)
+    terms = all_terms(*ours, label, *SIZES)
+    expected = plain_terms(*plain, label, *SIZES)
+    assert terms.keys() == expected.keys()
+    for name in terms.keys() - {'intra'}:  # that one is random: see below
+        assert terms[name].shape == ()
+        torch.testing.assert_close(terms[name], expected[name], rtol=1e-5, atol=1e-6, msg=lambda text: f'{name}: {text}')
+        gradients, plain_gradients = ([torch.autograd.grad(values[name], tensor, retain_graph=True, allow_unused=True)[0]
+                                       for view in views for tensor in view]
+                                      for values, views in ((terms, ours), (expected, plain)))
+        for kind, a, b in zip(('cam', 'cam_rv', 'f_proj') * 2, gradients, plain_gradients):
+            a, b = (torch.zeros(()) if g is None else g for g in (a, b))
+            assert (a - b).abs().max() <= 1e-5 * max(b.abs().max(), 1e-6), (name, kind)
+
+
+def test_top_share_of_the_cross_regularisation_cuts():
+    # With 7 of 20 classes present there are 8/21 of the entries, more than the 20% that count: some must be left out.
+    label = labels_with(7)
+    (cam1, rv1, _), (cam2, rv2, _) = random_views(label)
+    value = seam.terms((cam1, rv1, SIZES[0]), (cam2, rv2, SIZES[1]), label, seam.present_channels(label), SIZES[1])['ecr']
+    targets = torch.rand(1, 8, *SIZES[1]), torch.rand(1, 8, *SIZES[1])
+    entries = VOC.num_classes * SIZES[1][0] * SIZES[1][1]
+    difference = (published.max_onehot(published.background_first(targets[0])) - targets[1]).abs().flatten()
+    top = difference.sort(descending=True).values[:int(entries * 0.2)]
+    assert len(top) < len(difference) and value > 0
+    torch.testing.assert_close(seam.cross_regularisation(*targets, VOC.num_classes), top.mean())
+
+
+def test_contrast_gives_the_maps_no_gradient():
+    label = labels_with(2, 1)
+    (_, rv1, f1), (_, rv2, f2) = random_views(label)
+    sum(contrast.terms((f1, rv1), (f2, rv2), label).values()).backward()
+    assert rv1.grad is None and rv2.grad is None
+    assert f1.grad.abs().sum() > 0 and f2.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('wanted', [(), ('intra',), ('cross_cam', 'cross_prototype')])
+def test_only_the_terms_wanted(wanted):
+    label = labels_with(1)
+    (_, rv1, f1), (_, rv2, f2) = random_views(label)
+    assert contrast.terms((f1, rv1), (f2, rv2), label, wanted=wanted).keys() == set(wanted)
+
+
+def test_settings_of_the_contrast_matter():
+    label = labels_with(2, 1)
+    (_, rv1, f1), (_, rv2, f2) = random_views(label)
+    base = contrast.terms((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',))['cross_prototype']
+    for change in ({'temperature': 0.5}, {'share': 0.5}, {'bg_threshold': 0.6}):
+        other = contrast.terms((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',), **change)['cross_prototype']
+        assert abs(other - base) > 1e-3, change
+
+
+# ---------------------------------------------------------------- the intra-view term: its sampling is random
+
+def pixel_losses(similarity, labels):
+    """−log of each pixel's share among its own prototype and the 4th to 13th most similar (P,), pixel by pixel."""
+    losses = []
+    for row, label in zip(similarity, labels.tolist()):
+        ranked = sorted(range(len(row)), key=lambda c: -row[c].item())[3:13]
+        own = row[label].exp()
+        losses.append(-torch.log(own / (own + sum(row[c].exp() for c in ranked))))
+    return torch.stack(losses)
+
+
+def semi_hard(own, members):
+    """Of the int(0.6 n) members least similar to their prototype, the last floor(n/2)."""
+    band = sorted(members, key=lambda p: own[p].item())[:int(0.6 * len(members))]
+    return band[len(band) - len(members) // 2:]
+
+
+def members_of(labels):
+    """{class: list of its pixels} of the classes seen."""
+    found = collections.defaultdict(list)
+    for pixel, label in enumerate(labels.tolist()):
+        found[label].append(pixel)
+    return found
+
+
+LAYOUTS = {'many classes': [0] * 11 + [1] * 2 + [5] * 3 + [20] * 10, 'a class of one pixel': [4] + [9] * 7,
+           'only one class': [3] * 9, 'only classes of one pixel': [2, 7, 20], 'pairs': [6, 6, 8, 8],
+           'one pixel': [13]}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_sampling_of_the_intra_view_term(layout):
+    torch.manual_seed(0)
+    labels = torch.tensor(layout)[torch.randperm(len(layout))]
+    similarity = torch.randn(len(labels), VOC.num_classes).requires_grad_()
+    plain = pixel_losses(similarity, labels)
+    pixels = torch.arange(len(labels))
+    alone = torch.autograd.grad(plain.sum(), similarity)[0][pixels, labels]
+    own, groups = similarity.detach()[pixels, labels], members_of(labels)
+    chosen_at_random = torch.zeros(len(labels))
+    draws = 300
+    for _ in range(draws):
+        loss = contrast.intra_view(similarity, labels)
+        weight = torch.autograd.grad(loss, similarity)[0][pixels, labels] / alone  # of each pixel's loss
+        torch.testing.assert_close(loss, (weight * plain).sum(), rtol=1e-4, atol=1e-6)
+        for members in groups.values():
+            half = len(members) // 2
+            times = weight[members] * len(groups) * 2 * half  # how often each was chosen: 0, 1 or 2 times
+            expected = torch.tensor([float(p in semi_hard(own, members)) for p in members])
+            at_random = times - expected if half else weight[members]
+            torch.testing.assert_close(at_random, at_random.round(), atol=1e-3, rtol=0)
+            assert set(at_random.round().tolist()) <= {0., 1.} and round(at_random.sum().item()) == half
+            chosen_at_random[members] += at_random.round()
+    for members in groups.values():
+        share = len(members) // 2 / len(members)
+        assert (chosen_at_random[members] / draws - share).abs().max() <= 4 * (share * (1 - share) / draws) ** 0.5
+
+
+def test_mean_of_the_intra_view_term_is_that_of_the_plain_loops():
+    label = labels_with(3, 1)
+    view1, view2 = (view[1:] for view in random_views(label, sides=((6, 6), (6, 6))))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        ours = [contrast.terms(view1[::-1], view2[::-1], label, wanted=('intra',))['intra'].item() for _ in range(200)]
+        with_bg = torch.cat([torch.ones(len(label), 1), label], 1)[:, :, None, None]
+        plain = [published.contrast_losses(view1[::-1], view2[::-1], with_bg)['intra'].item() / CONTRAST_WEIGHT
+                 for _ in range(40)]
+    standard_error = np.hypot(np.std(ours) / len(ours) ** 0.5, np.std(plain) / len(plain) ** 0.5)
+    assert abs(np.mean(ours) - np.mean(plain)) <= 4 * standard_error
+
+
+# ---------------------------------------------------------------- tensor code, no host synchronisation
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that reach the device. Those that make the host wait for values are errors."""
+    synchronising = ('_local_scalar_dense', 'item', 'nonzero', 'is_nonzero', 'equal', 'masked_select', 'unique', '_unique2',
+                     'unique_dim', 'bincount', 'repeat_interleave', 'linalg_inv_ex')
+
+    def __init__(self):
+        super().__init__()
+        self.count = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix('aten::')
+        assert name not in self.synchronising, f'{name} waits for the device'
+        if name in ('index', 'index_put', 'index_put_'):
+            assert all(i is None or i.dtype == torch.int64 for i in args[1]), 'a boolean index waits for the device'
+        self.count[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def forward_and_backward(label, sides, sizes):
+    views = random_views(label, sides=sides)
+    present = seam.present_channels(label)  # from the CPU's labels, before they go to the device
+    with Operations() as operations:
+        terms = seam.terms((*views[0][:2], sizes[0]), (*views[1][:2], sizes[1]), label, present, sizes[1])
+        terms |= contrast.terms(views[0][:0:-1], views[1][:0:-1], label)
+        sum(terms.values()).backward()
+    return operations.count
+
+
+def test_work_is_the_same_for_any_number_of_pixels_classes_and_images():
+    few = forward_and_backward(labels_with(1, 1, num_foreground=12), ((6, 6), (3, 3)), ((20, 20), (10, 10)))
+    many = forward_and_backward(labels_with(1, 2, 3, 2, 1, 3, num_foreground=40), ((21, 18), (12, 10)), ((90, 70), (33, 30)))
+    assert few == many
+    assert few.total() < 1000
+
+
+def test_losses_never_look_at_values():
+    # Tensors on the meta device have none: whatever asked for one, a boolean index too, would raise.
+    label = labels_with(2, 1)
+    present = seam.present_channels(label).to('meta')
+    views = [[tensor.detach().to('meta').requires_grad_() for tensor in view] for view in random_views(label)]
+    label = label.to('meta')
+    terms = seam.terms((*views[0][:2], SIZES[0]), (*views[1][:2], SIZES[1]), label, present, SIZES[1])
+    terms |= contrast.terms(views[0][:0:-1], views[1][:0:-1], label)
+    sum(terms.values()).backward()
+    assert terms.keys() == {'cls', 'rvmin', 'er', 'ecr', *contrast.TERMS}
+
+
+@pytest.mark.parametrize('momentum', [5e-4, 0.9])
+def test_training_steps_between_readings_never_wait(tmp_path, momentum):
+    net = nn.Conv2d(1, 2, 1)
+    flags = SimpleNamespace(resume=False, overwrite=False, log_every=4, save_every=0)
+    run = Run(tmp_path / 'run', net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum), device=torch.device('cpu'),
+              amp='off', seed=0, batch_size=2, steps_per_epoch=6, max_step=6, settings={}, flags=flags,
+              tblog_dir=tmp_path / 'log', workers=0)
+    images = torch.randn(12, 1, 3, 3)
+    logged = []
+    for batch in run.batches(images):
+        if run.step in (3, 5):  # the readings: every fourth step, and the end of the epoch
+            run.update({'a': net(batch).square().mean()}, {'a': 2.})
+        else:
+            with Operations() as operations:
+                run.update({'a': net(batch).square().mean()}, {'a': 2.})
+            assert operations.count
+        logged.append(len((tmp_path / 'run.losses.jsonl').read_text().splitlines()))
+    assert logged == [0, 0, 0, 4, 4, 6]
+    run.finish()
