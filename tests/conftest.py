@@ -9,6 +9,8 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(REPO), os.environ.get('PYTHONPATH')]))
+# Tensors are tiny here, so threads would wait for each other more than work; read when torch and NumPy are imported.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 TINY = 1 / 16  # width of the networks that are trained and run here
 
