@@ -1,13 +1,25 @@
 """The settings at which the toy VOC is run: a small network on small crops. Words for the command lines of the scripts.
 
-What differs from the published recipe, and why: images are 128×96, so crops and views shrink; new heads must learn from
-600 images instead of 10,582, so momentum is 0.9 (the published 5e-4 is measured beside it in the README).
+What differs from the published recipe, and why: images are 128×96, so crops, views and scales shrink; new heads must
+learn from 600 images instead of 10,582, so momentum is 0.9 (the published 5e-4 is measured beside it in the README).
 """
-from tool.cli import REPO
 
-BACKBONE = REPO / 'voc12' / 'toy_backbone.pth'
+BACKBONE = 'voc12/toy_backbone.pth'  # from the repository's root
 IMAGES = {'train': 600, 'val': 150}
 
 CONTRAST_TRAIN = ('--crop_size', 112, '--resize_long', 96, 160, '--view2_size', 64, '--batch_size', 8, '--max_epoches', 8,
-                  '--lr', 0.01, '--momentum', 0.9, '--amp', 'bf16', '--picture_every', 0)
-CONTRAST_INFER = ('--amp', 'bf16')
+                  '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0)
+AFF_TRAIN = ('--crop_size', 96, '--batch_size', 8, '--max_epoches', 4, '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0)
+SEGMENTATION_TRAIN = ('--DATA_RANDOMCROP', 96, '--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 600, '--TRAIN_LR', 0.01,
+                      '--picture_every', 0)
+
+
+def counts():
+    """Words for voc12/toy.py: the numbers of images."""
+    return [word for split, n in IMAGES.items() for word in (f'--{split}', n)]
+
+
+def extra(baseline):
+    """{step of tool/chain.py: words} that bring the published recipe down to the toy VOC."""
+    words = {'contrast_train': CONTRAST_TRAIN, 'segmentation_train': SEGMENTATION_TRAIN}
+    return words if baseline == 'eps' else {**words, 'aff_train': AFF_TRAIN}
