@@ -108,7 +108,8 @@ def _read_ndarray(file):
         raise ValueError(f'an array in it has the unknown type {kind}')
     dtype = np.dtype(MXNET_TYPES[kind])
     values = np.frombuffer(file.take(math.prod(shape) * dtype.itemsize), dtype)
-    return torch.from_numpy(values.astype(np.float32).reshape(shape))
+    with np.errstate(over='ignore'):  # a float64 beyond float32 becomes inf, which load_weights refuses
+        return torch.from_numpy(values.astype(np.float32).reshape(shape))
 
 
 def read_mxnet(path):

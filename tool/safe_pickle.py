@@ -117,6 +117,6 @@ def load(file):
     """Unpickle from an open binary file: arrays, NumPy scalars, plain containers, text and numbers; nothing else.
 
     On a malformed or hostile file: pickle.UnpicklingError or whatever else the damage leads to (ValueError, EOFError,
-    TypeError, …), never code run and never more memory than a small multiple of the file.
+    TypeError, …): never code run, and never more memory than a small multiple of the file.
     """
     return _plain(_Unpickler(file, encoding='latin1').load(), {})

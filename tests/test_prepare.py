@@ -1,0 +1,153 @@
+"""voc12/prepare.py: the lists and labels from a devkit made here, what it says is missing, and hostile annotations."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from tool import cli, files
+from voc12 import prepare
+from voc12.classes import VOC
+
+SPLITS = {'train': ['2007_000032', '2007_000039'], 'val': ['2007_000033'], 'test': ['2008_000006']}
+EXTRA = '2008_000008'  # in SegmentationClassAug alone
+OBJECTS = {'2007_000032': ['aeroplane', 'aeroplane', 'person'], '2007_000039': ['tvmonitor'], '2007_000033': ['cat'],
+           EXTRA: ['horse', 'person']}
+
+
+def annotation(names):
+    """Annotation XML with an object per name; the first is difficult, the person has a part called 'head'."""
+    parts = '<part><name>head</name></part>'
+    objects = ''.join(f'<object><name>{name}</name><difficult>{int(n == 0)}</difficult>'
+                      f'{parts if name == "person" else ""}</object>' for n, name in enumerate(names))
+    return f'<annotation><filename>x.jpg</filename>{objects}</annotation>'
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    """A devkit of five images, 12x10 pixels; saliency maps beside it."""
+    root = tmp_path / 'VOC2012'
+    for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug', 'ImageSets/Segmentation', 'SAL'):
+        (root / folder).mkdir(parents=True)
+    for name, ids in SPLITS.items():
+        (root / 'ImageSets' / 'Segmentation' / f'{name}.txt').write_text(''.join(f'{i}\n' for i in ids))
+    for i in [*OBJECTS, *SPLITS['test']]:
+        Image.new('RGB', (12, 10)).save(root / 'JPEGImages' / f'{i}.jpg')
+    for i, names in OBJECTS.items():
+        (root / 'Annotations' / f'{i}.xml').write_text(annotation(names))
+        files.save_mask(root / 'SegmentationClassAug' / f'{i}.png', np.zeros((10, 12)), VOC.palette)
+        if i != EXTRA:
+            files.save_mask(root / 'SegmentationClass' / f'{i}.png', np.zeros((10, 12)), VOC.palette)
+        Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12)).save(root / 'SAL' / f'{i}.png')
+    return root
+
+
+def run(devkit, *flags):
+    """Run prepare.py on the devkit into out/. Returns that folder."""
+    out = devkit.parent / 'out'
+    cli.run(prepare.main, prepare.get_args_parser(), ['--voc12_root', str(devkit), '--out', str(out), '--num_workers', '0', *flags])
+    return out
+
+
+def fails(capsys, devkit, *words, flags=()):
+    """Run prepare.py and check that it ends with status 2 and one error line that has all the words."""
+    with pytest.raises(SystemExit) as exit_info:
+        run(devkit, *flags)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert exit_info.value.code == 2 and len(error) == 1 and all(word in error[0] for word in words), error
+
+
+def test_lists(devkit, capsys):
+    out = run(devkit)
+    assert {path.name for path in out.iterdir()} == {'train.txt', 'val.txt', 'train_aug.txt', 'test.txt', 'cls_labels.npy'}
+    assert files.read_list(out / 'train_aug.txt') == sorted([*SPLITS['train'], EXTRA])
+    for name, ids in SPLITS.items():
+        assert files.read_list(out / f'{name}.txt') == ids
+    first = (out / 'train.txt').read_text().splitlines()[0]
+    assert first == '/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png'
+    said = capsys.readouterr()
+    assert 'train.txt: 2 ids (VOC 2012 has 1464)' in said.out and 'train_aug.txt: 3 ids (VOC 2012 has 10582)' in said.out
+    assert 'warning' not in said.err
+
+
+def test_full_counts_are_not_remarked_on(devkit, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, 'VOC_COUNTS', {'train': 2, 'val': 1, 'train_aug': 3, 'test': 1})
+    run(devkit)
+    assert 'VOC 2012 has' not in capsys.readouterr().out
+
+
+def test_labels_count_every_object_and_no_part(devkit):
+    labels = files.read_labels(run(devkit) / 'cls_labels.npy', VOC.num_foreground)
+    assert set(labels) == set(OBJECTS)  # the test image has no annotation
+    for i, names in OBJECTS.items():
+        assert labels[i].dtype == np.float32
+        assert {VOC.foreground[k] for k in np.flatnonzero(labels[i])} == set(names)
+
+
+def test_without_sbd_masks(devkit, capsys):
+    (devkit / 'SegmentationClassAug').rename(devkit / 'elsewhere')
+    out = run(devkit)
+    assert 'no SegmentationClassAug' in capsys.readouterr().err
+    assert (out / 'train_aug.txt').read_text() == ''.join(f'{i}\n' for i in SPLITS['train'])  # ids only
+    (devkit / 'ImageSets' / 'Segmentation' / 'trainaug.txt').write_text('\n'.join([*SPLITS['train'], EXTRA]))
+    assert files.read_list(run(devkit) / 'train_aug.txt') == [*SPLITS['train'], EXTRA]
+
+
+def test_what_is_missing_is_said(devkit, capsys):
+    (devkit / 'JPEGImages' / '2007_000033.jpg').unlink()
+    (devkit / 'Annotations' / f'{EXTRA}.xml').unlink()
+    (devkit / 'ImageSets' / 'Segmentation' / 'test.txt').unlink()
+    out = run(devkit)
+    said = capsys.readouterr().err
+    assert 'val: JPEGImages lacks 1 of 1 files, 2007_000033.jpg the first' in said
+    assert f'train_aug: Annotations lacks 1 of 3 files, {EXTRA}.xml the first' in said
+    assert 'no test.txt written' in said and not (out / 'test.txt').exists()
+    assert EXTRA not in files.read_labels(out / 'cls_labels.npy', VOC.num_foreground)
+
+
+def test_runs_twice_to_the_same_bytes(devkit):
+    first = {path.name: path.read_bytes() for path in run(devkit).iterdir()}
+    assert first == {path.name: path.read_bytes() for path in run(devkit).iterdir()}
+
+
+# ---------------------------------------------------------------- mistakes
+
+def test_no_devkit(devkit, capsys):
+    fails(capsys, devkit / 'JPEGImages', '--voc12_root', 'no VOC devkit')
+    (devkit / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
+    fails(capsys, devkit, 'val.txt', 'not found')
+
+
+def test_train_and_val_overlap(devkit, capsys):
+    (devkit / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('2007_000032\n')
+    fails(capsys, devkit, 'val.txt', 'shares 1 ids', '2007_000032')
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotation><object><name>cat&b;</name></object></annotation>'
+READER = '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/hostname">]><annotation>&f;</annotation>'
+
+
+@pytest.mark.parametrize('text, words', [
+    (BOMB, 'DOCTYPE'), (READER, 'DOCTYPE'), (BOMB.encode('utf-16'), 'DOCTYPE'), (annotation(['unicorn']), "'unicorn'"),
+    (annotation(['cat'])[:-5], 'cannot be read'), ('', 'cannot be read'), (b'<?xml version="1.0" encoding="rot13"?><a/>', 'cannot be read')])
+def test_annotations_that_are_refused(devkit, capsys, text, words):
+    (devkit / 'Annotations' / '2007_000039.xml').write_bytes(text if isinstance(text, bytes) else text.encode())
+    fails(capsys, devkit, '2007_000039.xml', words)
+    assert not list((devkit.parent / 'out').iterdir())  # nothing half written
+
+
+def test_no_annotation_at_all(devkit, capsys):
+    (devkit / 'Annotations').rename(devkit / 'elsewhere')
+    fails(capsys, devkit, 'Annotations', 'no annotation of any listed image')
+
+
+def test_saliency_that_fits(devkit, capsys):
+    run(devkit, '--saliency_dir', str(devkit / 'SAL'))
+    assert '3 saliency maps, all fit' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('picture, words', [
+    (Image.new('L', (10, 12), 200), 'another size'), (Image.new('RGB', (12, 10), (200, 0, 0)), 'mode RGB'),
+    (Image.new('L', (12, 10)), 'zero everywhere'), (Image.new('L', (12, 10), 1), 'values 0..1'), (None, 'file not found')])
+def test_saliency_that_does_not(devkit, capsys, picture, words):
+    path = devkit / 'SAL' / '2007_000039.png'
+    path.unlink() if picture is None else picture.save(path)
+    fails(capsys, devkit, '2007_000039.png', words, flags=('--saliency_dir', str(devkit / 'SAL')))

@@ -1,0 +1,258 @@
+"""network/weights.py: .params in three layouts, .pth and .ckpt, hostile files, the load report, the EPS layout."""
+import json
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from golden.fill import fill_state_dict
+from network import weights
+from network.resnet38_contrast import Net
+from tool.cli import UserError
+
+GOLDEN = Path(__file__).parent / 'golden'
+LAYOUTS = ('legacy', 'v1', 'v2')
+WIDTH = 1 / 32
+
+
+@pytest.fixture(scope='module')
+def backbone():
+    return weights.read_weights(GOLDEN / 'params' / 'resnet38_w32_v2.params')
+
+
+@pytest.fixture(scope='module')
+def full():
+    """A state dict of the whole network."""
+    return fill_state_dict(Net(width=WIDTH).state_dict())
+
+
+def write(path, value):
+    torch.save(value, path)
+    return path
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# ---------------------------------------------------------------- .params
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_params_layouts_are_identical(backbone, layout):
+    assert equal(weights.read_weights(GOLDEN / 'params' / f'resnet38_w32_{layout}.params'), backbone)
+
+
+def test_params_have_the_published_keys_and_values(backbone):
+    manifest = json.loads((GOLDEN / 'keys' / 'manifest_resnet38_contrast.json').read_text())
+    own = {key for key in manifest if key.split('.')[0] not in Net.from_scratch and not key.endswith('num_batches_tracked')}
+    assert set(backbone) == own
+    for name, key in (('arg:conv1a_weight', 'conv1a.weight'), ('arg:res5b2_branch2b1_weight', 'b5_2.conv_branch2b1.weight'),
+                      ('arg:bn6a_branch2b2_beta', 'b6.bn_branch2b2.bias'), ('aux:bn7_moving_mean', 'bn7.running_mean')):
+        drawn = np.random.RandomState(zlib.crc32(name.encode()) % 2 ** 31).randn(*backbone[key].shape).astype(np.float32)
+        np.testing.assert_array_equal(backbone[key].numpy(), drawn, err_msg=key)
+
+
+def params_file(path, arrays, kind=0, shape=None, storage=0, count=None, names=None):
+    """Write a V2 .params file. arrays: dict name → array as stored; the rest overrides fields, to make wrong files."""
+    data = struct.pack('<3Q', 0x112, 0, len(arrays) if count is None else count)
+    for array in arrays.values():
+        sides = array.shape if shape is None else shape
+        data += struct.pack(f'<IiI{len(sides)}q3i', 0xF993FAC9, storage, len(sides), *sides, 1, 0, kind) + array.tobytes()
+    names = list(arrays) if names is None else names
+    data += struct.pack('<Q', len(names)) + b''.join(struct.pack('<Q', len(n)) + n.encode() for n in names)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize('kind, dtype', [(0, '<f4'), (1, '<f8'), (2, '<f2'), (3, 'u1'), (4, '<i4'), (5, 'i1'), (6, '<i8')])
+def test_params_types(tmp_path, kind, dtype):
+    values = np.arange(6).reshape(1, 2, 3).astype(dtype)
+    state = weights.read_weights(params_file(tmp_path / 'x.params', {'arg:res2a_branch1_weight': values}, kind))
+    assert state['b2.conv_branch1.weight'].dtype == torch.float32
+    np.testing.assert_array_equal(state['b2.conv_branch1.weight'].numpy(), values)
+
+
+def test_params_names(tmp_path):
+    names = ['arg:bn2b1_branch2a_gamma', 'arg:linear1000_weight', 'arg:linear1000_bias', 'arg:something']
+    state = weights.read_weights(params_file(tmp_path / 'x.params', {name: np.ones(1, np.float32) for name in names}))
+    assert list(state) == ['b2_1.bn_branch2a.weight', 'something']
+
+
+ONE = {'arg:conv1a_weight': np.ones((2, 3), np.float32)}
+
+
+@pytest.mark.parametrize('fields, words', [
+    ({'shape': (2 ** 62, 2 ** 62)}, 'inside an entry'), ({'shape': (2 ** 40, 1)}, 'inside an entry'),
+    ({'shape': (-2, -3)}, 'shape'), ({'shape': (0, 2 ** 62)}, ''), ({'shape': ()}, '0 dimensions'), ({'shape': (1,) * 40}, '40 dim'),
+    ({'kind': 99}, 'unknown type 99'), ({'storage': 1}, 'sparse'), ({'count': 2 ** 64 - 1}, ''),
+    ({'names': []}, '0 names'), ({'names': ['arg:a', 'aux:a']}, 'names')])
+def test_malformed_params(tmp_path, fields, words):
+    tracemalloc.start()
+    with pytest.raises(UserError, match='not an MXNet parameter file') as error:
+        weights.read_weights(params_file(tmp_path / 'x.params', ONE, **fields))
+    assert words in str(error.value)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+def test_params_cut_or_changed_anywhere(tmp_path):
+    whole = (GOLDEN / 'params' / 'resnet38_w32_v1.params').read_bytes()[:3000]
+    rng = np.random.default_rng(0)
+    path = tmp_path / 'x.params'
+    for size in rng.integers(0, len(whole), 60):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError):
+            weights.read_weights(path)
+    small = params_file(path, ONE).read_bytes()
+    for at in range(len(small)):
+        for value in (0, 1, 127, 255):
+            path.write_bytes(small[:at] + bytes([value]) + small[at + 1:])
+            try:
+                weights.read_weights(path)
+            except UserError:
+                pass  # most changes are noticed; one in the values or the name is not; none is anything but a UserError
+
+
+# ---------------------------------------------------------------- .pth and .ckpt
+
+def test_pth_with_module_prefix_half_precision_and_checkpoint(tmp_path, full):
+    assert equal(weights.read_weights(write(tmp_path / 'plain.pth', full)), full)
+    assert equal(weights.read_weights(write(tmp_path / 'parallel.pth', {f'module.{k}': v for k, v in full.items()})), full)
+    assert equal(weights.read_weights(write(tmp_path / 'x.ckpt', {'model': full, 'step': 3, 'optimiser': {}})), full)
+    half = weights.read_weights(write(tmp_path / 'half.pth', {k: v.half() for k, v in full.items()}))
+    assert half['fc8.weight'].dtype == torch.float32 and torch.equal(half['fc8.weight'], full['fc8.weight'].half().float())
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ('this must not run',)
+
+
+@pytest.mark.parametrize('value', [Evil(), {'fc8.weight': Evil()}, {}, [1, 2], {'a': 1}, {1: torch.ones(1)}, torch.ones(3)])
+def test_pth_that_is_no_state_dict(tmp_path, capsys, value):
+    with pytest.raises(UserError):
+        weights.read_weights(write(tmp_path / 'x.pth', value))
+    assert capsys.readouterr().out == ''
+
+
+def test_unreadable_files(tmp_path, full):
+    whole = write(tmp_path / 'x.pth', full).read_bytes()
+    for data in (b'', b'hello', whole[:100], whole[:-100], whole[len(whole) // 2:], bytes(1000)):
+        (tmp_path / 'x.pth').write_bytes(data)
+        with pytest.raises(UserError, match='not a file of PyTorch weights'):
+            weights.read_weights(tmp_path / 'x.pth')
+    for path in (tmp_path / 'nowhere.pth', tmp_path):
+        with pytest.raises(UserError, match='not found'):
+            weights.read_weights(path)
+
+
+# ---------------------------------------------------------------- loading
+
+def test_backbone_to_train_from(backbone, capsys):
+    net = Net(width=WIDTH)
+    before = net.fc8.weight.clone()
+    report = weights.load_weights(net, backbone, 'x.params', required='backbone')
+    assert sorted(report.missing) == sorted(f'{layer}.weight' for layer in Net.from_scratch) and not report.left_over
+    assert set(report.loaded) == set(backbone)
+    assert torch.equal(net.b5_2.conv_branch2b1.weight, backbone['b5_2.conv_branch2b1.weight'])
+    assert torch.equal(net.fc8.weight, before)
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith('x.params: ') and f'loaded {len(backbone)} of {len(backbone) + 5}' in line and 'missing' in line
+
+
+def test_everything_to_infer(full, capsys):
+    net = Net(width=WIDTH)
+    report = weights.load_weights(net, full | {'extra.weight': torch.ones(1)}, 'x.pth')
+    assert equal(net.state_dict(), full) and report.left_over == ['extra.weight']
+    assert 'left over in the file: extra' in capsys.readouterr().out
+
+
+def test_old_files_lack_counters(full):
+    old = {key: value for key, value in full.items() if not key.endswith('num_batches_tracked')}
+    report = weights.load_weights(Net(width=WIDTH), old, 'x.pth')
+    assert not report.missing and not report.left_over
+
+
+@pytest.mark.parametrize('change, required, words', [
+    (lambda s: {k: v for k, v in s.items() if 'fc_proj' not in k}, 'all', ['it looks like a SEAM', 'fc_proj', 'lacks 1 of']),
+    (lambda s: {k: v for k, v in s.items() if not k.startswith('b4')}, 'backbone', ['lacks 61 of', 'b4.']),
+    (lambda s: {'layer4.0.conv1.weight': torch.ones(1)}, 'backbone', ['a ResNet backbone', 'lacks 191 of 196']),
+    (lambda s: {'backbone.' + k: v for k, v in s.items()} | {'cls_conv.weight': torch.ones(1)}, 'all', ['a DeepLab of width']),
+    (lambda s: {'anything': torch.ones(1)}, 'backbone', ['none of the networks here']),
+    (lambda s: s | {'f8_5.weight': torch.ones(1), 'f9.weight': torch.ones(448, 448, 1, 1)}, 'all', ['AffinityNet', '(448, 448, 1, 1)']),
+    (lambda s: s | {'fc8.weight': torch.ones(81, 128, 1, 1)}, 'all', ['(81, 128, 1, 1)', '(21, 128, 1, 1)']),
+    (lambda s: s | {'fc8.weight': s['fc8.weight'] / 0}, 'all', ['fc8.weight', 'not finite'])])
+def test_what_does_not_fit_is_refused_and_changes_nothing(full, change, required, words):
+    net = Net(width=WIDTH)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(UserError) as error:
+        weights.load_weights(net, change(full), 'x.pth', required)
+    assert all(word in str(error.value) for word in ['x.pth', *words]), error.value
+    assert equal(net.state_dict(), before)
+
+
+def test_another_width_is_refused(full):
+    with pytest.raises(UserError, match='of width 0.03125; conv1a.weight has shape'):
+        weights.load_weights(Net(width=1 / 16), full, 'x.pth')
+
+
+# ---------------------------------------------------------------- the net that fits
+
+@pytest.mark.parametrize('width', [1 / 32, 1 / 8])
+def test_width_is_read_from_the_weights(width):
+    state = Net(width=width).state_dict()
+    assert weights.width_of_weights(state) == width
+    assert weights.width_of_weights({f'backbone.{key}': value for key, value in state.items()}) == width
+    net = weights.build_net('network.resnet38_contrast', state, num_classes=5)
+    assert type(net) is Net and net.width == width and net.fc8.weight.shape[0] == 5
+
+
+def test_width_of_other_networks_is_one():
+    assert weights.width_of_weights({}) == weights.width_of_weights({'layer4.0.conv1.weight': torch.ones(1)}) == 1
+    assert weights.width_of_weights({'conv1a.weight': torch.ones(())}) == 1
+
+
+@pytest.mark.parametrize('name', ['network.nothing', 'nothing.resnet38_contrast', 'os', 'network', '', 'network/resnet38_contrast.py', '.x'])
+def test_unknown_network(name):
+    with pytest.raises(UserError, match='--network'):
+        weights.build_net(name, {})
+
+
+def test_a_bug_inside_a_network_is_no_users_mistake(tmp_path, monkeypatch):
+    (tmp_path / 'broken_network.py').write_text('import a_package_that_is_not_there\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError):
+        weights.build_net('broken_network', {})
+
+
+# ---------------------------------------------------------------- the published EPS layout
+
+@pytest.fixture
+def published_eps(full):
+    """EPS + PPC weights as published: `proj_fc`, background in fc8's last row."""
+    state = {key.replace('fc_proj', 'proj_fc'): value.clone() for key, value in full.items()}
+    state['fc8.weight'] = torch.cat([full['fc8.weight'][1:], full['fc8.weight'][:1]])
+    return state
+
+
+def test_eps_layout_round_trip(full, published_eps):
+    assert equal(weights.from_published_eps(published_eps), full)
+    assert equal(weights.to_published_eps(weights.from_published_eps(published_eps)), published_eps)
+    assert list(weights.to_published_eps(full)) == list(published_eps)
+
+
+def test_eps_is_recognised_when_read(tmp_path, full, published_eps):
+    assert equal(weights.read_weights(write(tmp_path / 'eps.pth', published_eps)), full)
+
+
+def test_plain_eps_must_be_named(tmp_path, full, published_eps):
+    plain = {key: value for key, value in published_eps.items() if not key.startswith(('proj_fc', 'f8', 'f9'))}
+    path = write(tmp_path / 'eps.pth', plain)
+    assert torch.equal(weights.read_weights(path)['fc8.weight'], published_eps['fc8.weight'])
+    assert torch.equal(weights.read_weights(path, background_last=True)['fc8.weight'], full['fc8.weight'])
+    with pytest.raises(UserError, match='background first'):
+        weights.read_weights(write(tmp_path / 'ours.pth', full), background_last=True)
