@@ -109,7 +109,7 @@ def test_params_cut_or_changed_anywhere(tmp_path):
             weights.read_weights(path)
     small = params_file(path, ONE).read_bytes()
     for at in range(len(small)):
-        for value in (0, 1, 127, 255):
+        for value in (1, 255):
             path.write_bytes(small[:at] + bytes([value]) + small[at + 1:])
             try:
                 weights.read_weights(path)

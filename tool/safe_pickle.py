@@ -41,9 +41,11 @@ class _Array:
 
 def _build(data, dtype, shape, order='C'):
     """The array of a _Dtype and shape in `data`: raw bytes or, for objects, a list."""
+    if type(shape) is not tuple or len(shape) > MAX_DIMS or any(type(side) is not int or side < 0 for side in shape):
+        raise pickle.UnpicklingError('it holds an array of no possible shape')
+    if not isinstance(data, (bytes, bytearray, str, list)):
+        raise pickle.UnpicklingError(f'it holds a {type(data).__name__} for the values of an array')
     dtype, count = dtype.value, math.prod(shape)
-    if len(shape) > MAX_DIMS or any(type(side) is not int or side < 0 for side in shape):
-        raise pickle.UnpicklingError(f'it holds an array of shape {shape}')
     if dtype.hasobject:
         if type(data) is not list or len(data) != count:
             raise pickle.UnpicklingError('it holds an array of objects without as many objects')
@@ -51,7 +53,7 @@ def _build(data, dtype, shape, order='C'):
         for i, item in enumerate(data):
             array[i] = item
         return array.reshape(shape, order=order)
-    data = data.encode('latin1') if isinstance(data, str) else bytes(data)  # str: bytes as written by Python 2
+    data = data.encode('latin1') if isinstance(data, str) else data  # str: bytes as written by Python 2
     if len(data) != count * dtype.itemsize:
         raise pickle.UnpicklingError(f'it holds {len(data)} bytes for an array of {count} {dtype}')
     if dtype.kind == 'U' and data and np.frombuffer(data, dtype.str[0] + 'u4').max() > sys.maxunicode:
@@ -76,8 +78,13 @@ def _encode(text, encoding):
     return text.encode('latin1')
 
 
-_KNOWN = {('numpy', 'ndarray'): _Array, ('numpy', 'dtype'): _Dtype, ('_codecs', 'encode'): _encode,
-          ('collections', 'OrderedDict'): collections.OrderedDict}
+def _no_bytes():
+    """bytes(), by which old pickle protocols write b'' (with arguments it would fill memory)."""
+    return b''
+
+
+_KNOWN = {('numpy', 'ndarray'): _Array, ('numpy', 'dtype'): _Dtype, ('collections', 'OrderedDict'): collections.OrderedDict,
+          ('_codecs', 'encode'): _encode, ('__builtin__', 'bytes'): _no_bytes}
 for _core in ('numpy.core', 'numpy._core'):  # before and since NumPy 2
     _KNOWN |= {(f'{_core}.multiarray', '_reconstruct'): _reconstruct, (f'{_core}.multiarray', 'scalar'): _scalar,
                (f'{_core}.numeric', '_frombuffer'): _build}
