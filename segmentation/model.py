@@ -6,7 +6,7 @@ from voc12.classes import VOC
 
 
 def pretrained(config, path):
-    """The network to train: its backbone from `path`, its head from there too where it has one of that shape's name.
+    """The network to train: its backbone from `path`, and its head where the file has one, else kaiming-initialised.
 
     config: a Config (network, TRAIN_BN_MOM). path: weights of the bare backbone or of a whole DeepLab; their width
     (ResNet-38) and stem (ResNet-101) decide the network's. UserError: unknown network, weights that do not fit it.

@@ -97,17 +97,18 @@ def test_augmentation_without_chance_is_normalisation():
 
 def test_augmentation_keeps_image_and_mask_together():
     # The image shows its own labels: wherever a label survives, the pixel must have that label's grey.
-    mask = np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(3, 4), 30, 0), 30, 1)
-    image = np.repeat(20 * mask[..., None], 3, 2)
+    values = np.arange(0, 240, 20, dtype=np.uint8)
+    mask = np.repeat(np.repeat(values.reshape(3, 4), 30, 0), 30, 1)
+    image = np.repeat(mask[..., None], 3, 2)
     augment = Augmentation(64, (0.5, 1.5), (0, 0, 0), flip=0.5)
     agree = []
     for seed in range(10):
         torch.manual_seed(seed)
         out, labels = augment(image, mask)
-        grey = (out[0] * 0.229 + 0.485) * 255 / 20
+        grey = (out[0] * 0.229 + 0.485) * 255
         labelled = labels != IGNORE
-        assert set(labels[labelled].tolist()) <= set(range(12))
-        agree.append(((grey - labels).abs() < 0.5)[labelled].float().mean().item())
+        assert set(labels[labelled].tolist()) <= set(values.tolist())  # labels are never mixed
+        agree.append(((grey - labels).abs() < 10)[labelled].float().mean().item())
     assert min(agree) > 0.85  # what is left is blur along the edges
     torch.manual_seed(9)
     assert torch.equal(augment(image, mask)[0], out)
@@ -210,7 +211,7 @@ def test_preflight_names_the_bad_mask(data, masks, spoil, message):
 
 @pytest.mark.parametrize('change, message', [
     (lambda m: np.where(np.arange(m.size).reshape(m.shape) == 900, m, 0), 'of the labelled pixels are background'),
-    (lambda m: m * (m == 1), 'background|5 of 6 masks show no object'),
+    (lambda m: m * (m <= 2), '4 of 6 masks show no object'),
     (lambda m: np.where(np.arange(m.size).reshape(m.shape) == 900, m, IGNORE), 'of the pixels are ignored'),
 ])
 def test_preflight_refuses_masks_not_worth_training_on(data, masks, change, message):
