@@ -46,7 +46,7 @@ def main(args):
     pretrained = weights.read_weights(args.weights)
     net = weights.build_net(args.network, pretrained)
     weights.load_weights(net, pretrained, args.weights, required='backbone')
-    net.to(device)
+    cli.place(net, device, args.amp)
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     per_epoch = len(dataset) // args.batch_size
@@ -119,16 +119,15 @@ def sheet(batch, affinity, palette, most=4):
     import numpy as np
 
     from tool import pictures, transforms
-    from tool.pairs import pair_views
+    from tool.random_walk import affinity_matrix
     rows = []
-    distance = 1 - affinity[:most].detach().float().mean(1).cpu().numpy()
-    for image, label, values in zip(batch['image'], batch['label'].numpy(), distance):
-        image, heat = transforms.denormalise(image), np.zeros(label.shape, np.float32)
-        first, _ = pair_views(heat)
-        first[:] = values.reshape(first.shape)
+    for image, label, values in zip(batch['image'][:most], batch['label'].numpy(), affinity.detach().float().cpu().numpy()):
+        image, matrix = transforms.denormalise(image), affinity_matrix(values, *label.shape)
+        neighbours = np.diff(matrix.indptr)
+        heat = (1 - matrix.sum(1) / neighbours).reshape(label.shape)
         size = image.shape[1::-1]
         mask = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-        heat = cv2.resize(heat / max(heat.max(), 1e-5), size, interpolation=cv2.INTER_LINEAR)
+        heat = cv2.resize(np.float32(heat / max(heat.max(), 1e-5)), size, interpolation=cv2.INTER_LINEAR)
         rows.append([image, pictures.colour(mask, palette), pictures.overlay(image, heat)])
     return pictures.grid(rows, ('image', 'labels of cells', 'distance to neighbours'))
 
