@@ -5,20 +5,27 @@
 
 Reads  --weights, --infer_list, <voc12_root>/JPEGImages, --cls_labels.
 Writes <out_cam>/<id>.npy (pickled dict {class 0..: float32 (H, W)} of the present classes), <out_cam_pred>/<id>.png
-       (argmax with a constant background score), <out_crf>/<id>.png (that argmax refined by the dense CRF).
+       (argmax with a constant background score), <out_crf>/<id>.png (that argmax refined by the dense CRF; with
+       --baseline eps the CRF of the scores themselves, which are the pseudo masks of Step 3).
 An image whose files all exist is skipped, so a run that was stopped is started again with the same command.
 """
+import functools
 from pathlib import Path
 
-from tool import cli
+from tool import baselines, cli
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
+DEFAULTS = {  # as tool/baselines.py says: SEAM, EPS, EPS without contrast
+    'network': ('network.resnet38_contrast', 'network.resnet38_eps_contrast', 'network.resnet38_eps_contrast'),
+    'crf_iters': (10, 5, 5), 'alpha': (None, 8., 8.),
+}
 
 
 def get_args_parser():
-    parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = baselines.Parser(DEFAULTS, description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help='weights of the trained network (.pth)')
-    parser.add_argument('--network', default='network.resnet38_contrast', help='module whose class Net is run')
+    parser.add_argument('--network', default='network.resnet38_contrast',
+                        help=f'module whose class Net is run; {baselines.PLAIN}: EPS without contrast')
     parser.add_argument('--infer_list', default='voc12/train.txt', help='image ids')
     cli.add_data_flags(parser)
     parser.add_argument('--scales', type=cli.positive_number, nargs='+', default=SCALES, help='image scales that are summed')
@@ -27,6 +34,8 @@ def get_args_parser():
     parser.add_argument('--out_cam_pred_alpha', type=cli.unit_interval, default=0.26, help='background score of the seeds')
     parser.add_argument('--out_crf', help='folder of the seeds after the CRF (.png)')
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='mean-field iterations of the CRF')
+    parser.add_argument('--alpha', type=cli.positive_number,
+                        help='exponent of the background score (1 - strongest class)^alpha in the CRF (EPS: 8)')
     cli.add_switch(parser, '--overwrite', 'redo images whose files exist')
     cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
@@ -37,11 +46,12 @@ def main(args):
     import torch
 
     from network import weights
-    from tool import cam, files, parallel
+    from tool import cam, eps, files, parallel
     from tool.loading import single_items
     from voc12.classes import VOC
     from voc12.dataset import MultiScaleImages
 
+    baselines.check(args, DEFAULTS)
     device = cli.select_device(args.device)
     outputs = output_files(args)
     ids = files.read_list(args.infer_list, '--infer_list')
@@ -49,20 +59,24 @@ def main(args):
     dataset.need_classes(args.cls_labels)
     dataset.keep([i for i in ids if args.overwrite or not all(path(i).exists() for path in outputs.values())])
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, {len(args.scales)} scales with mirror images')
-    state = weights.read_weights(args.weights)
+    state = weights.read_weights(args.weights, args.background_last)
     net = weights.build_net(args.network, state, num_classes=VOC.num_classes)
     weights.load_weights(net, state, args.weights)
     cli.place(net, device, args.amp).eval()
 
+    if args.baseline == 'eps':
+        cams_of = functools.partial(eps.multi_scale, lambda x: net.fc8(net.features(x)['conv6']))  # the PCM is not needed
+    else:
+        cams_of = functools.partial(cam.multi_scale, lambda x: net.maps(x)[1])
     with parallel.Background(args.num_workers if args.out_crf else 0) as background, torch.inference_mode():
         for item in parallel.progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
             classes = item['label'].nonzero()[:, 0]
             scaled = [pair.to(device, non_blocking=True) for pair in item['scaled']]
             with cli.autocast(device, args.amp):
-                cams = cam.multi_scale(lambda x: net.maps(x)[1], scaled, classes + 1, item['pixels'].shape[:2])
+                cams = cams_of(scaled, classes + 1, item['pixels'].shape[:2])
             paths = {kind: path(item['name']) for kind, path in outputs.items()}
             background.submit(write, paths, item['pixels'], classes.numpy(), cams.cpu().numpy(), args.out_cam_pred_alpha,
-                              args.crf_iters, VOC.num_classes, VOC.palette)
+                              args.alpha, args.crf_iters, VOC.num_classes, VOC.palette)
 
 
 def output_files(args):
@@ -79,24 +93,28 @@ def output_files(args):
             for kind, (folder, suffix) in folders.items()}
 
 
-def write(paths, image, classes, cams, background, crf_iters, num_classes, palette):
+def write(paths, image, classes, cams, background, alpha, crf_iters, num_classes, palette):
     """Write the outputs of one image. Runs in a worker process: no torch here.
 
     image: uint8 (H, W, 3). classes (K,): foreground indices 0.., cams (K, H, W) theirs. background: its constant score.
-    The CRF refines the seeds' hard labels; as published, all num_classes labels count in its normaliser.
+    alpha None (SEAM): the CRF refines the seeds' hard labels; as published, all num_classes labels count in its normaliser.
+    alpha a number (EPS): it refines the scores, background (1 − strongest)^alpha, of the present classes only.
     """
     from dataclasses import replace
 
     from tool import crf, files, seeds
     if 'cam' in paths:
         files.save_npy(paths['cam'], dict(zip(classes.tolist(), cams)))
-    labels = seeds.label_map(classes, cams, background)
+    labels, wanted = seeds.label_map(classes, cams, background), [0, *(classes + 1)]
     if 'pred' in paths:
         files.save_mask(paths['pred'], labels, palette)
     if 'crf' in paths:
-        wanted = [0, *(classes + 1)]
-        settings = replace(crf.SEED, iterations=crf_iters)
-        refined = crf.refine_labels(image, labels[None], wanted, num_classes, settings)[0]
+        if alpha is None:
+            settings = replace(crf.SEED, iterations=crf_iters)
+            refined = crf.refine_labels(image, labels[None], wanted, num_classes, settings)[0]
+        else:
+            scores = seeds.with_background(cams, seeds.alpha_background(cams, alpha))
+            refined = crf.refine_probabilities(image, scores, replace(crf.EPS, iterations=crf_iters))
         files.save_mask(paths['crf'], crf.label_map(refined, wanted), palette)
 
 

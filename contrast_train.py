@@ -1,28 +1,40 @@
-"""Step 1: train the classifier with SEAM's losses and pixel-to-prototype contrast, from image-level labels.
+"""Step 1: train the classifier with a baseline's losses and pixel-to-prototype contrast, from image-level labels.
 
     python contrast_train.py --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params --voc12_root VOC2012 \\
         --session_name runs/contrast/resnet38_contrast --batch_size 8
+    python contrast_train.py --baseline eps --saliency_dir SALImages ...          (EPS; extra supervision: saliency)
 
-Reads  --train_list, <voc12_root>/JPEGImages, --cls_labels, --weights.
+Reads  --train_list, <voc12_root>/JPEGImages, --cls_labels, --weights; for EPS <saliency_dir>/<id>.png.
 Writes <session>.pth (weights for contrast_infer.py), <session>.ckpt (for --resume), <session>.json (what the run was),
        <session>.losses.jsonl (every term of every step), <session>.maps.png, TensorBoard events in --tblog_dir.
 """
-from tool import cli
+from tool import baselines, cli
 
-TERMS = {  # name: (default weight, what it is)
-    'cls': (1., 'classification, both views'),
-    'rvmin': (1., 'adaptive min pooling of the revised CAM (SEAM)'),
-    'er': (1., 'equivariance between the views (SEAM)'),
-    'ecr': (1., 'equivariant cross regularisation (SEAM)'),
-    'cross_prototype': (0.1, "contrast with the other view's prototypes"),
-    'cross_cam': (0.1, "contrast with the other view's pseudo labels"),
-    'intra': (0.1, 'contrast within a view: semi-hard prototypes, hard pixels'),
+TERMS = {  # name: (default weight for SEAM, for EPS, for EPS without contrast), what it is
+    'cls': ((1., 1., 1.), 'classification, both views'),
+    'saliency': ((None, 1., 1.), 'the saliency that the CAM explains, both views (EPS: 1)'),
+    'saliency_rv': ((None, 1., None), 'the same of the revised CAM (EPS: 1)'),
+    'rvmin': ((1., 1., None), 'adaptive min pooling of the revised CAM (SEAM)'),
+    'er': ((1., 1., None), 'equivariance between the views (SEAM)'),
+    'ecr': ((1., 1., None), 'equivariant cross regularisation (SEAM)'),
+    'cross_prototype': ((0.1, 0.1, None), "contrast with the other view's prototypes"),
+    'cross_cam': ((0.1, 0.1, None), "contrast with the other view's pseudo labels"),
+    'intra': ((0.1, 0.1, None), 'contrast within a view: semi-hard prototypes, hard pixels'),
+}
+# Published EPS trains 20,000 steps of 8 images; the last 170 come after the end of its 15-epoch schedule, at about 1/7000 of
+# the learning rate, and are left out here.
+DEFAULTS = {  # as tool/baselines.py says: SEAM, EPS, EPS without contrast
+    'network': ('network.resnet38_contrast', 'network.resnet38_eps_contrast', 'network.resnet38_eps_contrast'),
+    'max_epoches': (8, 15, 15), 'bg_threshold': (0.20, 0.10, 0.10), 'prototype_share': (1 / 8, 1 / 16, 1 / 16),
+    'saliency_dir': (None, '', ''), 'tau': (None, 0.4, 0.4), 'alpha': (None, 0.5, 0.5), 'save_layout': (None, 'ours', 'ours'),
+    **{f'w_{name}': weights for name, (weights, _) in TERMS.items()},
 }
 
 
 def get_args_parser():
-    parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--network', default='network.resnet38_contrast', help='module whose class Net is trained')
+    parser = baselines.Parser(DEFAULTS, description=__doc__.split('\n')[0])
+    parser.add_argument('--network', default='network.resnet38_contrast',
+                        help=f'module whose class Net is trained; {baselines.PLAIN}: EPS without contrast')
     cli.add_data_flags(parser)
     cli.add_training_flags(parser, batch_size=8, lr=0.01)
     parser.add_argument('--resize_long', type=cli.positive, nargs=2, default=(448, 768), metavar=('LOW', 'HIGH'),
@@ -33,7 +45,14 @@ def get_args_parser():
     parser.add_argument('--temperature', type=float, default=0.1, help='of the contrast')
     parser.add_argument('--prototype_share', type=cli.unit_interval, default=1 / 8,
                         help="share of one image's positions that a prototype averages, taken over the whole batch")
-    for name, (weight, meaning) in TERMS.items():
+    parser.add_argument('--saliency_dir', help='folder of the saliency maps <id>.png, 8-bit grey (EPS)')
+    parser.add_argument('--tau', type=cli.unit_interval,
+                        help='share of a class that must be salient for it to explain the saliency (EPS: 0.4)')
+    parser.add_argument('--alpha', type=cli.unit_interval,
+                        help='share of the foreground, not the background, in the explained saliency (EPS: 0.5)')
+    parser.add_argument('--save_layout', choices=('ours', 'published'),
+                        help='of <session>.pth (EPS): background first (ours), or last and proj_fc for fc_proj')
+    for name, ((weight, *_), meaning) in TERMS.items():
         parser.add_argument(f'--w_{name}', type=float, default=weight, help=f'weight of {meaning}; 0 switches it off')
     cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
@@ -44,24 +63,21 @@ def main(args):
     import torch
 
     from network import weights
-    from tool import contrast, files, seam, transforms
+    from tool import contrast, eps, seam
     from tool.cam import resize
     from tool.training import Run, parameter_groups
     from voc12.classes import VOC
-    from voc12.dataset import LabelledImages
 
+    baselines.check(args, DEFAULTS)
     device = cli.select_device(args.device)
     torch.manual_seed(args.seed)
-    pretrained = weights.read_weights(args.weights)
+    pretrained = weights.read_weights(args.weights, args.background_last)
     net = weights.build_net(args.network, pretrained, num_classes=VOC.num_classes)
     weights.load_weights(net, pretrained, args.weights, required='backbone')
     cli.place(net, device, args.amp)
 
-    augment = transforms.classification_train(args.crop_size, *sorted(args.resize_long))
-    ids = files.read_list(args.train_list, '--train_list')
-    dataset = LabelledImages(ids, args.voc12_root, args.cls_labels, augment, args.convert_rgb)
-    validation = validation_set(args)
-    term_weights = {name: getattr(args, f'w_{name}') for name in TERMS}
+    dataset, validation = training_set(args), validation_set(args)
+    term_weights = {name: getattr(args, f'w_{name}') or 0. for name in TERMS}
     contrast_terms = [name for name in contrast.TERMS if term_weights[name]]
     check(args, len(dataset), contrast_terms)
 
@@ -79,16 +95,23 @@ def main(args):
         with cli.autocast(device, args.amp):
             cam1, rv1, f1 = net.maps(image)
             cam2, rv2, f2 = net.maps(image2)
-        terms = seam.terms((cam1.float(), rv1, image.shape[2:]), (cam2.float(), rv2, small), label, present, small)
-        terms |= contrast.terms((f1, rv1), (f2, rv2), label, wanted=contrast_terms, bg_threshold=args.bg_threshold,
-                                share=args.prototype_share, temperature=args.temperature)
+        if args.baseline == 'eps':
+            saliency = batch['saliency'].to(device, non_blocking=True)
+            terms = eps.terms((cam1.float(), rv1), (cam2.float(), rv2), label, present, saliency, args.tau, args.alpha)
+        else:
+            terms = seam.terms((cam1.float(), rv1, image.shape[2:]), (cam2.float(), rv2, small), label, present, small)
+        if contrast_terms:
+            terms |= contrast.terms((f1, rv1), (f2, rv2), label, wanted=contrast_terms, bg_threshold=args.bg_threshold,
+                                    share=args.prototype_share, temperature=args.temperature)
         run.update({name: term for name, term in terms.items() if term_weights[name]}, term_weights)
 
         if run.due(args.picture_every) or run.step == run.max_step:
-            run.log_figure('maps', sheet(image, cam1, rv1, label, args.bg_threshold, VOC.palette))
+            run.log_figure('maps', sheet(image, cam1, cam1 if rv1 is None else rv1, label, args.bg_threshold, VOC.palette))
         if run.epoch_ended and validation:
             run.log_scalars(validate(net, validation, args, device))
     run.finish()
+    if args.save_layout == 'published':
+        run.save_weights(weights.to_published_eps(net.state_dict()))
 
 
 def check(args, images, contrast_terms):
@@ -100,6 +123,18 @@ def check(args, images, contrast_terms):
     if args.batch_size < 8 and contrast_terms:
         print(f'warning: total batch {args.batch_size} < 8: prototypes are taken over the batch, and published numbers '
               'come from batches of 8 or 9')
+
+
+def training_set(args):
+    """The images of --train_list, augmented; for EPS with their saliency maps."""
+    from tool import files, transforms
+    from voc12.dataset import LabelledImages, SalientImages
+    augment = transforms.classification_train(args.crop_size, *sorted(args.resize_long))
+    ids = files.read_list(args.train_list, '--train_list')
+    if args.baseline == 'eps':
+        print(f'extra supervision: saliency ({args.saliency_dir})')
+        return SalientImages(ids, args.voc12_root, args.cls_labels, augment, args.saliency_dir, args.convert_rgb)
+    return LabelledImages(ids, args.voc12_root, args.cls_labels, augment, args.convert_rgb)
 
 
 def validation_set(args):

@@ -5,6 +5,7 @@ Random ones draw from torch's generator, which the training loader seeds for eve
 import numpy as np
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1: what all the pretrained weights were trained with
@@ -29,6 +30,19 @@ class RandomLongSide(v2.Transform):
                                  interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
 
 
+class Saliency(tv_tensors.Mask):
+    """A saliency map, uint8 (1, H, W), that moves with its image, as a mask does: no colour change, no normalisation.
+
+    Unlike a mask it is resized as its image is, bicubic, for it is no label: between 0 and 255 there is something.
+    """
+
+
+@v2.functional.register_kernel('resize', Saliency)
+def _resize_saliency(saliency, size, **kwargs):
+    resized = v2.functional.resize_image(saliency.as_subclass(torch.Tensor), size, **kwargs)
+    return tv_tensors.wrap(resized, like=saliency)
+
+
 def to_normalised():
     """PIL image → normalised float32 tensor (3, H, W)."""
     return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
@@ -37,13 +51,15 @@ def to_normalised():
 def classification_train(crop, low, high):
     """The augmentation of Step 1 (SPEC section 3): a PIL image → float32 (3, crop, crop).
 
+    With a Saliency as second argument both go the same way: → that and a Saliency (1, crop, crop), zero outside the image.
     The crop is padded with zeros after normalising. Padding with the mean before normalising is the same, and only
     the crop, not the whole image, is then normalised.
     """
+    outside = {tv_tensors.Image: list(MEAN), Saliency: 0}
     return v2.Compose([
         RandomLongSide(low, high), v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3, 0.1),
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-        v2.RandomCrop(crop, pad_if_needed=True, fill=list(MEAN)), v2.Normalize(MEAN, STD)])
+        v2.RandomCrop(crop, pad_if_needed=True, fill=outside), v2.Normalize(MEAN, STD)])
 
 
 def classification_val(crop):

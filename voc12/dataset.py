@@ -7,8 +7,9 @@ from torch.utils.data import Dataset
 
 from tool import files
 from tool.cli import UserError
-from tool.transforms import at_scale
+from tool.transforms import Saliency, at_scale
 from voc12.classes import VOC
+from voc12.saliency import read_saliency
 
 
 def image_folder(voc12_root):
@@ -40,12 +41,36 @@ class LabelledImages(Dataset):
         kept = [k for k, i in enumerate(self.ids) if i in wanted]
         self.ids, self.labels = [self.ids[k] for k in kept], self.labels[kept]
 
+    def pixels(self, index):
+        """The photo: uint8 (H, W, 3)."""
+        return files.read_image(self.folder / (self.ids[index] + '.jpg'), self.convert_rgb)
+
     def __len__(self):
         return len(self.ids)
 
     def __getitem__(self, index):
-        image = files.read_image(self.folder / (self.ids[index] + '.jpg'), self.convert_rgb)
-        return {'name': self.ids[index], 'image': self.transform(Image.fromarray(image)), 'label': self.labels[index]}
+        image = self.transform(Image.fromarray(self.pixels(index)))
+        return {'name': self.ids[index], 'image': image, 'label': self.labels[index]}
+
+
+class SalientImages(LabelledImages):
+    """Items of LabelledImages with 'saliency': float32 (1, h, w), 0..1, transformed together with the image.
+
+    saliency_dir: holds `<id>.png` (voc12/saliency.py); UserError when made where one is missing. The transform takes
+    and returns image and Saliency.
+    """
+
+    def __init__(self, ids, voc12_root, cls_labels, transform, saliency_dir, convert_rgb=False):
+        super().__init__(ids, voc12_root, cls_labels, transform, convert_rgb)
+        self.saliency_dir = Path(saliency_dir)
+        files.need_files(ids, self.saliency_dir, '.png', '--saliency_dir')
+
+    def __getitem__(self, index):
+        name, pixels = self.ids[index], self.pixels(index)
+        saliency = read_saliency(self.saliency_dir / (name + '.png'), pixels.shape[:2])
+        image, saliency = self.transform(Image.fromarray(pixels), Saliency(saliency[None].copy()))
+        return {'name': name, 'image': image, 'label': self.labels[index],
+                'saliency': saliency.as_subclass(torch.Tensor).float() / 255}
 
 
 class MultiScaleImages(LabelledImages):
@@ -57,7 +82,7 @@ class MultiScaleImages(LabelledImages):
         self.scales = scales
 
     def __getitem__(self, index):
-        pixels = files.read_image(self.folder / (self.ids[index] + '.jpg'), self.convert_rgb)
+        pixels = self.pixels(index)
         scaled = [at_scale(pixels, scale) for scale in self.scales]
         return {'name': self.ids[index], 'pixels': pixels, 'label': self.labels[index],
                 'scaled': [torch.stack([image, image.flip(2)]) for image in scaled]}
