@@ -1,4 +1,4 @@
-"""Running the numbered commands one after the other: printed as a person would type them, logged, and skipped when done."""
+"""Running the numbered commands one after the other: printed as a person types them, logged, and skipped when done."""
 import hashlib
 import json
 import shlex
@@ -32,18 +32,18 @@ class Step:
 
     def made(self):
         """The paths of `makes` that exist."""
-        return [path for pattern in self.makes for path in sorted(REPO.glob(pattern) if not Path(pattern).is_absolute()
-                else Path(pattern).parent.glob(Path(pattern).name))]
+        found = [(REPO / pattern).parent.glob(Path(pattern).name) for pattern in self.makes]
+        return [path for paths in found for path in sorted(paths)]
 
 
-def run_steps(steps, log_dir, dry_run=False, start=None):
+def run_steps(steps, log_dir, dry_run=False, start=None, quiet=False):
     """Run the steps in order. Returns {name: seconds it took, now or when it was done before}; {} for a dry run.
 
     A step is done when <log_dir>/<name>.json records its fingerprint: its command and the steps it reads from.
-    What it prints goes to the terminal and to <log_dir>/<name>.log. dry_run: print the commands only. quiet: print nothing, keep the
-    log, progress bars and messages included (for chains that run side by side).
-    start: name of a step. Those before it are taken as done; it and those after it are done anew, what they made before removed.
-    UserError: a command failed (its own message stands above); what it made before came from another command; no step `start`.
+    What it prints goes to the terminal and to <log_dir>/<name>.log. dry_run: print the commands only.
+    start: name of a step: those before it are taken as done; it and those after it are done anew, without what they left.
+    quiet: print nothing; the log has all, progress bars and messages included (for chains that run side by side).
+    UserError: a command failed (its own message stands above); what it left came from another command; no step `start`.
     """
     names = [step.name for step in steps]
     if start is not None and start not in names:
@@ -58,11 +58,14 @@ def run_steps(steps, log_dir, dry_run=False, start=None):
             print(f'{title}\n{command}')
             continue
         before = read_record(log_dir, step.name)
-        done = index < first or start is None and before['fingerprint'] == prints[step.name] and before['seconds'] is not None
-        print(f'{title}{": done already" if done else ""}\n{command}', flush=True)
+        same = before['fingerprint'] == prints[step.name] and before['seconds'] is not None
+        done = index < first or start is None and same
+        if not quiet:
+            print(f'{title}{": done already" if done else ""}\n{command}', flush=True)
         if not done:
             clear(step, before, prints[step.name], anew=start is not None)
-        seconds[step.name] = before['seconds'] or 0. if done else record_run(step, log_dir, prints[step.name])
+            record_run(step, log_dir, prints[step.name], quiet)
+        seconds[step.name] = read_record(log_dir, step.name)['seconds'] or 0.
     return seconds
 
 
@@ -73,8 +76,8 @@ def fingerprint(step, earlier):
 
 
 def read_record(log_dir, name):
-    """{'fingerprint', 'command', 'seconds'} of the last time a step was begun; seconds None where it did not end, all None
-    where it never was."""
+    """{'fingerprint', 'command', 'seconds'} of the last time a step was begun; seconds None where it did not end, all
+    None where it never was."""
     try:
         return json.loads((Path(log_dir) / f'{name}.json').read_text(encoding='utf-8'))
     except FileNotFoundError:
@@ -84,40 +87,42 @@ def read_record(log_dir, name):
 def clear(step, before, now, anew):
     """Make sure that the step does not go on with files that another command left: scripts skip files that exist.
 
-    before: its record; now: its fingerprint. anew: remove what it made. UserError: another command made some, and not anew.
+    before: its record; now: its fingerprint. anew: remove what it left. UserError: another command left some, and not anew.
     """
     if anew:
         for path in step.made():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif before['fingerprint'] != now and step.made():
-        raise UserError(step.made()[0], f'was written by another command than that of {step.name} now, or from other input',
-                        f'add --from {step.name} to remove it and do the chain anew from there, or choose another folder')
+        raise UserError(step.made()[0], f'was written by another command than the {step.name} of now, or from other input',
+                        f'add --from {step.name} to do the chain anew from there, or choose another folder')
 
 
-def record_run(step, log_dir, fingerprint):
-    """Run the step and keep a record that it was begun and, in the end, how long it took. Returns the seconds."""
-    record = {'fingerprint': fingerprint, 'command': step.line, 'seconds': None}
+def record_run(step, log_dir, digest, quiet):
+    """Run the step; keep a record that it was begun (under its fingerprint `digest`) and, in the end, how long it took."""
+    record = {'fingerprint': digest, 'command': step.line, 'seconds': None}
     files.save_json(log_dir / f'{step.name}.json', record)
     start = time.monotonic()
-    run(step, log_dir)
-    record['seconds'] = round(time.monotonic() - start, 1)
-    files.save_json(log_dir / f'{step.name}.json', record)
-    return record['seconds']
+    run(step, log_dir, quiet)
+    files.save_json(log_dir / f'{step.name}.json', record | {'seconds': round(time.monotonic() - start, 1)})
 
 
 def run(step, log_dir, quiet):
     """Run one step from the repository's root; its output is passed on line by line (not if quiet) and kept in the log."""
     log = log_dir / f'{step.name}.log'
-    command = [sys.executable, '-u', *map(str, step.words)]
+    command = [sys.executable, '-u', *map(str, (*step.words, *step.machine))]
     messages = subprocess.STDOUT if quiet else None
     with open(log, 'w', encoding='utf-8') as file, \
             subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=messages, text=True) as child:
         file.write(f'$ {step.line}\n')
-        for text in child.stdout:
-            if not quiet:
-                print('    ' + text, end='', flush=True)
-            file.write(text)
-        code = child.wait()
+        try:
+            for text in child.stdout:
+                if not quiet:
+                    print('    ' + text, end='', flush=True)
+                file.write(text)
+            code = child.wait()
+        except KeyboardInterrupt:  # the child has it too: let it save what it has
+            child.wait()
+            raise
     if code:
         where = f'see {log}' if quiet else f'see above and {log}'
         raise UserError(step.name, f'ended with exit code {code}', f'{where}; the same command continues from here')
