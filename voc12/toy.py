@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, whatever the working directory
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, whatever the working directory
 
 import cv2
 import numpy as np

@@ -10,28 +10,25 @@ Two stages, both with one cycle of the learning rate and trainable BatchNorm. Fi
 classes and distractors, close views); the network has strides where it is later dilated, so that this is cheap.
 Then the dilated network learns which classes are in a scene, from image-level labels only. The scenes are of another
 seed than any toy set should use. At the end the plain CAMs of the second stage's head are scored on the toy set.
-About 40 minutes on two cores with bfloat16 arithmetic.
+About half an hour on two cores with bfloat16 arithmetic.
 """
 import functools
 import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, whatever the working directory
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, whatever the working directory
 
 import cv2
 import numpy as np
 
 from tool import cli, files, parallel
 from voc12 import toy
-from voc12.classes import IGNORE, VOC
+from voc12.classes import VOC
 from voc12.toy_glyphs import THINGS
 
-MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # of ImageNet, as everywhere in this project
-STD = np.array((0.229, 0.224, 0.225), np.float32)
 CROP_SIDE = 64
-SCENE_SIDES = (96, 112, 128)  # pixels; one is drawn for each batch
-LEVELS = 100  # thresholds of the CAM score that are tried
+SCENE_SIDES = (80, 96, 112)  # pixels; one is drawn for each batch
 
 
 # ---------------------------------------------------------------- images in memory
@@ -54,10 +51,17 @@ def image_label(boxes):
     return np.array([name in present for name in VOC.foreground], np.float32)
 
 
+def normalise(image):
+    """An image (H, W, 3), 0..255, as the networks take it: float32, ImageNet mean and deviation."""
+    from tool.transforms import MEAN, STD
+    return (image.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+
+
 def jitter(rng, image):
     """Change light, contrast and colour cast of an image (H, W, 3) 0..255, and normalise it: float32."""
     gain = rng.uniform(.75, 1.25) * rng.uniform(.92, 1.08, 3).astype(np.float32)
-    return ((image - 128.) * gain + 128 + rng.uniform(-20, 20)) / (255 * STD) - MEAN / STD
+    light = (image - np.float32(128)) * gain + (128 + rng.uniform(-20, 20))
+    return normalise(light)
 
 
 def augment_crop(rng, image):
@@ -137,11 +141,12 @@ def one_cycle(step, steps):
     return .5 * (1 + np.cos(np.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def train(net, draw_batch, criterion, steps, lr, check, check_every, name):
+def train(net, draw_batch, criterion, steps, lr, check, check_every, name, frozen=()):
     """AdamW with one cycle of the learning rate down to almost zero.
 
     draw_batch(step) → images (N, 3, H, W), targets; criterion(pooled scores (N, outputs), targets) → loss.
     check(step) is called every check_every steps and after the last; what it returns goes to the log.
+    frozen: modules that are trained in the first tenth of the steps only, BatchNorm statistics included.
     """
     import torch
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=.02)
@@ -149,6 +154,8 @@ def train(net, draw_batch, criterion, steps, lr, check, check_every, name):
     start, losses = time.time(), []
     for step in range(1, steps + 1):
         net.train()
+        for module in frozen if step > steps // 10 else ():
+            module.eval().requires_grad_(False)
         images, targets = draw_batch(step)
         with torch.autocast('cpu', torch.bfloat16):
             scores = score_map(net, images)
@@ -184,7 +191,7 @@ def pretrain_on_crops(backbone, args):
         net.eval()
         right = 0
         for i in range(0, held_out, 64):
-            batch = to_batch([(image / 255. - MEAN) / STD for image in images[i:min(i + 64, held_out)]])
+            batch = to_batch([normalise(image) for image in images[i:min(i + 64, held_out)]])
             right += (score_map(net, batch).mean((2, 3)).argmax(1) == labels[i:min(i + 64, held_out)]).sum().item()
         return f'held-out accuracy {100 * right / held_out:.1f}'
 
@@ -202,10 +209,13 @@ def set_dropout(net, on):
 def pretrain_on_scenes(backbone, args):
     """Stage 2: which classes a scene shows, from image-level labels. Trains `backbone` in place; returns the net."""
     import torch
+    from network.resnet38d import FrozenResNet38
     scenes = parallel.map_images(functools.partial(scene_of, seed=args.seed), range(args.scenes), args.num_workers, 'scenes')
     labels = torch.from_numpy(np.stack([scene[1] for scene in scenes]))
     rng = np.random.default_rng([args.seed, 3])
     net = with_head(backbone, VOC.num_foreground)
+    # The layers that Step 1 does not train either; at full resolution they would take a quarter of the time.
+    stem = [getattr(backbone, name) for name in FrozenResNet38.not_trained]
 
     def draw_batch(step):
         chosen, side = rng.integers(0, len(scenes), 16), int(rng.choice(SCENE_SIDES))
@@ -213,10 +223,10 @@ def pretrain_on_scenes(backbone, args):
 
     def check(step):
         save_half(backbone, args.out)
-        return report(*evaluate(net, 200 if step < args.scene_steps else 600))
+        return report(*evaluate(net, args.check_images))
 
     train(net, draw_batch, torch.nn.functional.multilabel_soft_margin_loss, args.scene_steps, 2e-3, check,
-          args.save_every, 'scenes')
+          args.save_every, 'scenes', stem)
     return net
 
 
@@ -235,52 +245,30 @@ def evaluate(net, count, seed=0):
     """Score the plain CAMs and the classification on `count` train images of the default toy set.
 
     Single scale, ReLU, each present class divided by its maximum. Returns mIoU (background included) at each of
-    LEVELS thresholds (0 to 0.99), and mAP; both in percent.
+    the thresholds metrics.CURVE, and mAP; both in percent.
     """
     import torch
-    import torch.nn.functional as F
+    from tool import cam, metrics
     net.eval()
-    histogram = np.zeros((VOC.num_classes, VOC.num_classes, LEVELS))  # truth, best class, its score
+    histogram = np.zeros((VOC.num_classes, VOC.num_foreground, len(metrics.CURVE) + 1), np.int64)
     scores, labels = [], []
     for number in range(count):
         image, mask, _, boxes = toy.numbered_scene(seed, number)
-        labels.append(image_label(boxes))
+        label = image_label(boxes)
         with torch.no_grad():
-            cam = score_map(net, to_batch([(image / 255. - MEAN) / STD]))
-        scores.append(cam.mean((2, 3))[0].numpy())
-        cam = F.interpolate(cam, mask.shape, mode='bilinear', align_corners=True)[0].relu().numpy()
-        cam = cam / (cam.max((1, 2), keepdims=True) + 1e-5) * labels[-1][:, None, None]
-        valid = mask != IGNORE
-        level = (cam.max(0)[valid] * LEVELS).astype(int)
-        np.add.at(histogram, (mask[valid], cam.argmax(0)[valid] + 1, level), 1)
-    curve = [mean_iou(confusion_at(histogram, level)) for level in range(LEVELS)]
-    return 100 * np.array(curve), 100 * mean_average_precision(np.array(scores), np.array(labels))
-
-
-def confusion_at(histogram, level):
-    """Confusion matrix (truth, prediction) where scores below a level are background."""
-    confusion = histogram[:, :, level:].sum(2)
-    confusion[:, 0] += histogram[:, :, :level].sum((1, 2))
-    return confusion
-
-
-def mean_iou(confusion):
-    """Mean intersection over union, 0..1, of the classes that occur in the truth or the prediction."""
-    union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    return (np.diag(confusion)[union > 0] / union[union > 0]).mean()
-
-
-def mean_average_precision(scores, labels):
-    """Mean over classes of the average precision, 0..1; scores and labels (N, C)."""
-    ranked = np.take_along_axis(labels, np.argsort(-scores, 0), 0)
-    precision = ranked.cumsum(0) / np.arange(1, len(ranked) + 1)[:, None]
-    positives = ranked.sum(0)
-    return ((precision * ranked).sum(0)[positives > 0] / positives[positives > 0]).mean()
+            maps = score_map(net, to_batch([normalise(image)]))
+            cams = cam.peak_norm(cam.resize(maps, mask.shape))[0].numpy()
+        present = label > 0
+        histogram[:, present] += metrics.score_histogram(mask, cams[present], metrics.CURVE, VOC.num_classes)
+        scores.append(maps.mean((2, 3))[0].numpy())
+        labels.append(label)
+    curve = metrics.mean_iou(metrics.curve_confusions(histogram))
+    return curve, 100 * metrics.mean_average_precision(np.array(scores), np.array(labels))
 
 
 def report(curve, mean_ap):
     """One line about an evaluation."""
-    return f'plain CAM mIoU {curve.max():.1f} at threshold {curve.argmax() / LEVELS:.2f}  mAP {mean_ap:.1f}'
+    return f'plain CAM mIoU {curve.max():.1f} at threshold {curve.argmax() / len(curve):.2f}  mAP {mean_ap:.1f}'
 
 
 # ---------------------------------------------------------------- command line
@@ -288,11 +276,14 @@ def report(curve, mean_ap):
 def get_args_parser():
     parser = cli.ArgumentParser(description='Pretrain the small backbone of the demo.')
     parser.add_argument('--out', default=str(cli.REPO / 'voc12' / 'toy_backbone.pth'), help='weights file to write')
-    parser.add_argument('--crops', type=cli.positive, default=28800, help='close views to draw for stage 1')
-    parser.add_argument('--crop_steps', type=cli.positive, default=3000, help='steps of stage 1, of 64 images')
+    parser.add_argument('--crops', type=cli.positive, default=24000, help='close views to draw for stage 1')
+    parser.add_argument('--crop_steps', type=cli.positive, default=2400, help='steps of stage 1, of 64 images')
+    parser.add_argument('--crop_weights', help='begin with stage 2, from these weights (of an interrupted run: its --out)')
     parser.add_argument('--scenes', type=cli.positive, default=10000, help='scenes to draw for stage 2')
-    parser.add_argument('--scene_steps', type=cli.positive, default=7500, help='steps of stage 2, of 16 images')
+    parser.add_argument('--scene_steps', type=cli.positive, default=5000, help='steps of stage 2, of 16 images')
     parser.add_argument('--save_every', type=cli.positive, default=500, help='steps between saving and log lines')
+    parser.add_argument('--check_images', type=cli.positive, default=200,
+                        help='toy images on which each saved state is scored; three times as many at the end')
     parser.add_argument('--seed', type=cli.non_negative, default=20220624,
                         help='seed; keep it apart from the seeds of toy sets, or their images are trained on')
     cli.add_worker_flag(parser)
@@ -301,18 +292,23 @@ def get_args_parser():
 
 def main(args):
     import torch
+    from network import weights
     from network.resnet38d import ResNet38
     torch.manual_seed(args.seed)
-    torch.set_num_threads(cli.cores())
+    torch.set_flush_denormal(True)  # on a CPU, numbers under 1e-38 cost a hundred ordinary ones
     files.out_dir(Path(args.out).parent, '--out')
-    backbone = strided(ResNet38(width=1 / 8))
-    initialise(backbone)
-    pretrain_on_crops(backbone, args)
-    dilated = ResNet38(width=1 / 8)
-    dilated.load_state_dict(backbone.state_dict())
-    net = pretrain_on_scenes(dilated, args)
-    dilated.load_state_dict(torch.load(args.out, weights_only=True))  # what is reported holds for the rounded weights
-    print(f'{args.out}: {report(*evaluate(net, 600))}')
+    backbone = ResNet38(width=1 / 8)
+    if args.crop_weights:
+        weights.load_weights(backbone, weights.read_weights(args.crop_weights), args.crop_weights)
+    else:
+        with_strides = strided(ResNet38(width=1 / 8))
+        initialise(with_strides)
+        pretrain_on_crops(with_strides, args)
+        backbone.load_state_dict(with_strides.state_dict())
+        save_half(backbone, args.out)
+    net = pretrain_on_scenes(backbone, args)
+    backbone.load_state_dict(torch.load(args.out, weights_only=True))  # what is reported holds for the rounded weights
+    print(f'{args.out}: {report(*evaluate(net, 3 * args.check_images))}')
 
 
 if __name__ == '__main__':
