@@ -27,7 +27,10 @@ class ASPP(nn.Module):
             nn.ReLU(inplace=True), nn.Dropout(0.5))
 
     def forward(self, x):
-        """x (N, in_channels, h, w) → (N, channels, h, w). In training N > 1: the mean's BatchNorm sees one value an image."""
+        """x (N, in_channels, h, w) → (N, channels, h, w).
+
+        In training N > 1 is needed: the BatchNorm of the mean sees one value an image.
+        """
         branches = [getattr(self, f'branch{i}')(x) for i in range(1, len(self.rates) + 1)]
         mean = F.relu(self.branch5_bn(self.branch5_conv(x.mean((2, 3), keepdim=True))))
         return self.conv_cat(torch.cat(branches + [mean.expand(-1, -1, *x.shape[2:])], 1))
@@ -36,8 +39,9 @@ class ASPP(nn.Module):
 class DeepLab(nn.Module):
     """What the versions share: a backbone, `head(features)` → logits at stride 8, the way back to the image's size.
 
-    The last map that `backbone.features` gives is the one the head reads. Only convolutions are to be trained: the affine parameters of every BatchNorm have requires_grad off, while its
-    statistics are those of the batch and keep updating (SPEC section 7).
+    The last map that `backbone.features` gives is the one the head reads. Only convolutions are to be trained: the
+    affine parameters of every BatchNorm have requires_grad off, while its statistics are those of the batch and keep
+    updating (SPEC section 7).
     """
 
     def __init__(self, backbone):

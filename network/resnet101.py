@@ -32,7 +32,7 @@ class ResNet101(ResNet):
             nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')  # as torchvision does the others
 
     def features(self, x):
-        """Image x (N, 3, H, W), ImageNet-normalised → {'layer1' (stride 4), 'layer2', 'layer3', 'layer4' (stride 8)}."""
+        """Image x (N, 3, H, W), ImageNet-normalised → {'layer1' (stride 4), 'layer2' to 'layer4' (stride 8)}."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         taps = {}
         for name in self.channels:

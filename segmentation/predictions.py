@@ -1,4 +1,4 @@
-"""What the test keeps of an image: its label maps, by scale and with or without the CRF. No torch, for the workers' sake."""
+"""What the test keeps of an image: its label maps, by scale, with and without the CRF. No torch: workers import it."""
 import dataclasses
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import numpy as np
 from tool import crf, files
 from voc12.classes import VOC
 
-# Folder under the output folder → what it holds. The four numbers are the scores of these four.
-VARIANTS = {'single': 'single-scale', 'single_crf': 'single-scale, CRF', 'multi': 'multi-scale', 'multi_crf': 'multi-scale, CRF'}
+# Single-scale and multi-scale, without and with CRF: the four numbers are the scores of these folders.
+VARIANTS = ('single', 'single_crf', 'multi', 'multi_crf')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Output:
         return [name for name in ids if name in absent]
 
     def clear(self, ids):
-        """Remove the results of `ids` that exist. First, so that a run that is stopped leaves no old ones among its own."""
-        for folder, suffix in [(folder, '.png') for folder in self.folders.values()] + [(self.logits, '.npy')] * bool(self.logits):
-            for name in ids:
-                (Path(folder) / (name + suffix)).unlink(missing_ok=True)
+        """Remove what exists of `ids`: done first, so that a stopped run leaves no old results among its own."""
+        for name in ids:
+            for folder in self.folders.values():
+                (Path(folder) / f'{name}.png').unlink(missing_ok=True)
+            if self.logits:
+                (Path(self.logits) / f'{name}.npy').unlink(missing_ok=True)
 
 
 def save(output, name, pixels, scores, logits):

@@ -41,7 +41,8 @@ class Summary:
         shares = [f'{name} {100 * share:.2f}' for name, share in zip(names, self.histogram)]
         lines += ['  ' + ', '.join(shares[i:i + 7]) for i in range(0, len(shares), 7)]
         if self.scored:
-            lines.append(f'  mIoU {metrics.mean_iou(self.counts):.2f} against the ground truth, which {self.scored} of the {self.masks} images have')
+            lines.append(f'  mIoU {metrics.mean_iou(self.counts):.2f} against the ground truth, '
+                         f'which {self.scored} of the {self.masks} images have')
             if self.counts.trace() > 0.995 * self.counts.sum():
                 lines.append('  warning: these are the ground truth, or nearly: the result is not weakly supervised')
         return '\n'.join(lines)

@@ -38,7 +38,7 @@ def write(path, ids, predict_dir):
 
 
 def check(path, ids, image_dir):
-    """Read the archive through and check each file: an 8-bit palette PNG, VOC's colours, the image's size, labels in range.
+    """Read the archive through and check each file: palette PNG, VOC's colours, the image's size, labels in range.
 
     ids: those it must hold, no more and no fewer. image_dir: `<id>.jpg`. Nothing is unpacked to disk.
     UserError naming the file and what is wrong with it; returns nothing where all is well.
@@ -50,7 +50,7 @@ def check(path, ids, image_dir):
                 if entry.isdir() and f'{FOLDER}/'.startswith(entry.name.rstrip('/') + '/'):
                     continue
                 if entry.name not in expected or not entry.isfile():
-                    raise UserError(path, f'holds {entry.name}, which is not one of the {len(ids)} results (or is there twice)', WRONG)
+                    raise UserError(path, f'holds {entry.name}, none of the {len(ids)} results, or one a second time', WRONG)
                 size = files.image_size(Path(image_dir) / f'{expected.pop(entry.name)}.jpg')
                 check_png(f'{path}:{entry.name}', archive.extractfile(entry).read(), size)
     except FileNotFoundError:
@@ -72,7 +72,8 @@ def check_png(name, data, size):
     if kind != ('PNG', 'P'):
         raise UserError(name, f'is {kind[0]} of mode {kind[1]}, not a palette PNG', WRONG)
     if labels.shape != size:
-        raise UserError(name, f'is {labels.shape[0]}x{labels.shape[1]} (height x width), its image {size[0]}x{size[1]}', WRONG)
+        raise UserError(name, f'is {labels.shape[0]}x{labels.shape[1]} (height x width), its image {size[0]}x{size[1]}',
+                        WRONG)
     if labels.max() >= VOC.num_classes:
         raise UserError(name, f'holds the label {labels.max()}, of 0..{VOC.num_classes - 1}', WRONG)
     if palette[:3 * VOC.num_classes] != voc_palette()[:3 * VOC.num_classes]:

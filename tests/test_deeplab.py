@@ -40,15 +40,18 @@ def test_features_and_logits_match_the_published_network(name):
 
 
 def test_dilations_of_resnet101():
-    net = deeplab.build('deeplabv1_resnet101', VOC.num_classes).backbone
-    dilations = {name: [block.conv2.dilation[0] for block in getattr(net, name)] for name in ('layer2', 'layer3', 'layer4')}
+    with torch.device('meta'):
+        net = deeplab.build('deeplabv1_resnet101', VOC.num_classes).backbone
+    dilations = {name: [block.conv2.dilation[0] for block in getattr(net, name)]
+                 for name in ('layer2', 'layer3', 'layer4')}
     assert dilations == {'layer2': [1] * 4, 'layer3': [1] + [2] * 22, 'layer4': [2, 4, 4]}
 
 
 def test_batchnorm_momentum_and_what_is_trained():
     momenta = {}
     for name in deeplab.NAMES:
-        net = deeplab.build(name, VOC.num_classes, bn_momentum=3e-4)
+        with torch.device('meta'):
+            net = deeplab.build(name, VOC.num_classes, bn_momentum=3e-4)
         norms = [(key, m) for key, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
         momenta[name] = ({m.momentum for key, m in norms if key.startswith('backbone')},
                          {m.momentum for key, m in norms if not key.startswith('backbone')})
@@ -60,7 +63,8 @@ def test_batchnorm_momentum_and_what_is_trained():
 
 
 def test_torchvision_weights_load_in_full():
-    state = {key: value for key, value in torchvision.models.resnet101().state_dict().items() if not key.startswith('fc.')}
+    state = torchvision.models.resnet101().state_dict()
+    del state['fc.weight'], state['fc.bias']  # ImageNet's classifier
     assert deeplab.options_of('deeplabv2_resnet101', state) == {'plain_stem': True}
     net = deeplab.build('deeplabv2_resnet101', VOC.num_classes, plain_stem=True)
     net.backbone.load_state_dict(state)  # strict: every tensor finds its place, none is missing

@@ -9,7 +9,7 @@ from tool.transforms import MEAN, STD
 from voc12.classes import IGNORE
 from voc12.dataset import image_folder
 
-cv2.setNumThreads(0)  # one thread an image: the loader's processes are the parallelism, and OpenCV's threads do not survive a fork
+cv2.setNumThreads(0)  # the loader's processes are the parallelism, and OpenCV's threads do not survive a fork
 
 
 def normalise(image):
@@ -50,7 +50,8 @@ class Augmentation:
     def random_crop(self, image, mask):
         """Normalise and crop at random; a side that is too short is padded with 0 and, in the mask, IGNORE.
 
-        The crop is cut first, which leaves less to normalise; the padding is zero after normalising, as in SPEC's order.
+        The crop is cut first, which leaves less to normalise; the padding is zero after normalising, as in the
+        published order.
         """
         size = self.crop
         canvas, labels = np.zeros((size, size, 3), np.float32), np.full((size, size), IGNORE, np.int64)

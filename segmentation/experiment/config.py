@@ -1,7 +1,8 @@
-"""The settings of Step 3: three experiments, with the published names as fields. Set DATA_PSEUDO_GT here, or --pseudo_gt.
+"""The settings of Step 3: three experiments, with the published names as fields.
 
-Every field is also a flag of train.py or test.py (`--TRAIN_LR 0.002`). Not here, because all scripts share them as flags:
-the data folder, lists, device, seed and the number of workers (published: DATA_WORKERS, GPUS).
+Set DATA_PSEUDO_GT here, or give --pseudo_gt: every field is also a flag of train.py or test.py (`--TRAIN_LR 0.002`).
+Not here, because all scripts share them as flags: the data folder, lists, device, seed and number of workers
+(published: DATA_WORKERS, GPUS).
 """
 import argparse
 import dataclasses
@@ -14,34 +15,39 @@ from tool.cli import UserError
 
 def setting(default, help, scripts='train', type=str, **flag):
     """A field: its default, the help text of its flag, the scripts that read it, how its text becomes a value."""
-    return dataclasses.field(default=default, metadata={'help': help, 'scripts': scripts.split(), 'flag': {'type': type, **flag}})
+    metadata = {'help': help, 'scripts': scripts.split(), 'flag': {'type': type, **flag}}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Config:
     """One experiment. The defaults are those all three share (SPEC section 7)."""
-    EXP_NAME: str = setting('', 'path without suffix of what training writes: <name>.pth, .ckpt, .json, .losses.jsonl', 'train test')
+    EXP_NAME: str = setting(
+        '', 'path without suffix of what training writes: <name>.pth, .ckpt, .json, .losses.jsonl', 'train test')
     MODEL_NAME: str = setting('deeplabv1', 'deeplabv1 or deeplabv2', 'train test')
     MODEL_BACKBONE: str = setting('resnet38', 'resnet38 or resnet101', 'train test')
     MODEL_BACKBONE_PRETRAIN: str = setting(
         'models/ilsvrc-cls_rna-a1_cls1000_ep-0001.params',
-        'pretrained weights to start from: ResNet-38 .params or .pth; ResNet-101 .pth with deep stem or, as torchvision has it, plain stem')
+        'pretrained weights: ResNet-38 .params or .pth, ResNet-101 .pth with deep or plain (torchvision) stem')
     DATA_PSEUDO_GT: str = setting('', 'folder of the pseudo masks, <id>.png')
     DATA_RANDOMCROP: int = setting(448, 'side of the training crop in pixels', type=cli.positive)
-    DATA_RANDOMSCALE: tuple = setting((0.5, 1.5), 'lowest and highest factor of the random scale', type=cli.positive_number, nargs=2)
-    DATA_RANDOM_H: int = setting(10, 'most by which the hue is shifted (0..179, two degrees a unit)', type=cli.non_negative)
+    DATA_RANDOMSCALE: tuple = setting((0.5, 1.5), 'lowest and highest factor of the random scale',
+                                      type=cli.positive_number, nargs=2)
+    DATA_RANDOM_H: int = setting(10, 'most by which the hue is shifted (of 180, two degrees a unit)',
+                                 type=cli.non_negative)
     DATA_RANDOM_S: int = setting(10, 'most by which the saturation is shifted (0..255)', type=cli.non_negative)
     DATA_RANDOM_V: int = setting(10, 'most by which the value (brightness) is shifted (0..255)', type=cli.non_negative)
     DATA_RANDOMFLIP: float = setting(0.5, 'probability of the mirror image', type=cli.unit_interval)
     TRAIN_LR: float = setting(0.001, 'learning rate of the backbone (head: ten times)', type=cli.positive_number)
     TRAIN_MOMENTUM: float = setting(0.9, 'SGD momentum', type=cli.unit_interval)
     TRAIN_WEIGHT_DECAY: float = setting(5e-4, 'weight decay (biases: none)', type=float)
-    TRAIN_BN_MOM: float = setting(3e-4, 'momentum of the BatchNorm statistics in ResNet-38 and in the head (ResNet-101: 0.1)',
-                                  type=cli.unit_interval)
+    TRAIN_BN_MOM: float = setting(
+        3e-4, 'BatchNorm momentum in ResNet-38 and in the head (ResNet-101 keeps 0.1)', type=cli.unit_interval)
     TRAIN_POWER: float = setting(0.9, 'power of the learning rate schedule', type=cli.positive_number)
     TRAIN_BATCHES: int = setting(10, 'images a step, over all devices', type=cli.positive)
     TRAIN_ITERATION: int = setting(20000, 'steps', type=cli.positive)
-    TEST_MULTISCALE: tuple = setting((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), 'scales of the multi-scale test', 'test', type=cli.positive_number, nargs='+')
+    TEST_MULTISCALE: tuple = setting((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), 'scales of the multi-scale test', 'test',
+                                     type=cli.positive_number, nargs='+')
     TEST_FLIP: bool = setting(True, 'add the mirror image at every scale of the multi-scale test', 'test',
                               type=cli.true_or_false, metavar='True|False')
 
@@ -58,20 +64,24 @@ class Config:
 
 EXPERIMENTS = {config.EXP_NAME: config for config in (
     Config(EXP_NAME='SEAM_deeplabv1_resnet38'),
-    Config(EXP_NAME='EPS_deeplabv1_resnet101', MODEL_BACKBONE='resnet101', MODEL_BACKBONE_PRETRAIN='models/resnet101.pth'),
+    Config(EXP_NAME='EPS_deeplabv1_resnet101', MODEL_BACKBONE='resnet101',
+           MODEL_BACKBONE_PRETRAIN='models/resnet101.pth'),
     Config(EXP_NAME='EPS_deeplabv2_resnet101', MODEL_NAME='deeplabv2', MODEL_BACKBONE='resnet101',
            MODEL_BACKBONE_PRETRAIN='models/resnet101.pth'),
 )}
 DEFAULT = 'SEAM_deeplabv1_resnet38'
 
 # Names that the other scripts use for the same thing.
-ALSO = {'train': {'EXP_NAME': '--session_name', 'DATA_PSEUDO_GT': '--pseudo_gt', 'MODEL_BACKBONE_PRETRAIN': '--weights'},
-        'test': {'EXP_NAME': '--session_name'}}
+ALSO = {
+    'train': {'EXP_NAME': '--session_name', 'DATA_PSEUDO_GT': '--pseudo_gt', 'MODEL_BACKBONE_PRETRAIN': '--weights'},
+    'test': {'EXP_NAME': '--session_name'},
+}
 
 
 def add_flags(parser, script):
     """Add --experiment and a flag for every field that `script` ('train' or 'test') reads."""
-    parser.add_argument('--experiment', choices=EXPERIMENTS, default=DEFAULT, help='the experiment that gives all defaults below')
+    parser.add_argument('--experiment', choices=EXPERIMENTS, default=DEFAULT,
+                        help='the experiment that gives all defaults below')
     for field in dataclasses.fields(Config):
         if script in field.metadata['scripts']:
             names = [f'--{field.name}'] + ([ALSO[script][field.name]] if field.name in ALSO[script] else [])
@@ -81,7 +91,7 @@ def add_flags(parser, script):
 
 
 def effective(args):
-    """The Config of parsed flags: the experiment's, with what was set on the command line. UserError: an impossible value."""
+    """The Config of parsed flags: the experiment's, with what the command line sets. UserError: impossible value."""
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if hasattr(args, field.name)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return dataclasses.replace(EXPERIMENTS[args.experiment], **given)

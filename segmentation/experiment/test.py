@@ -2,8 +2,8 @@
 
 Reads   --weights (the <session>.pth of train.py), <voc12_root>/JPEGImages/<id>.jpg, for val <gt_dir>/<id>.png.
 Writes  val:  <out_dir>/{single,single_crf,multi,multi_crf}/<id>.png and scores.json, with the four mIoU on the screen;
-        test: <out_dir>/results/VOC2012/Segmentation/comp6_test_cls/<id>.png (multi-scale, CRF), and comp6_test_cls.tar.gz,
-        each file of which is checked. <out_dir>/run.json: what made them. Images that are done are skipped.
+        test: <out_dir>/results/VOC2012/Segmentation/comp6_test_cls/<id>.png (multi-scale, CRF), and of them
+        comp6_test_cls.tar.gz, checked file by file. <out_dir>/run.json: what made them. Images done already are skipped.
 
     cd segmentation/experiment && python test.py --weights SEAM_deeplabv1_resnet38.pth --voc12_root ../../VOC2012
 """
@@ -26,12 +26,14 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     configs.add_flags(parser, 'test')
     parser.add_argument('--weights', help='trained weights (<EXP_NAME>.pth unless given)')
-    parser.add_argument('--split', choices=('val', 'test'), default='val', help='val is scored, test goes to the VOC server')
+    parser.add_argument('--split', choices=('val', 'test'), default='val',
+                        help='val is scored, test goes to the VOC server')
     parser.add_argument('--infer_list', help='image ids (voc12/<split>.txt unless given)')
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
     parser.add_argument('--gt_dir', help='ground truth of val (<voc12_root>/SegmentationClass unless given)')
     parser.add_argument('--out_dir', help='folder for the results (<EXP_NAME>_<split> unless given)')
-    parser.add_argument('--out_logits', help='folder for the multi-scale logits, float16 (classes, H, W), about 8 MB an image (none unless given)')
+    parser.add_argument('--out_logits', help='folder for the multi-scale logits, float16 (classes, H, W), '
+                                             'about 8 MB an image (none unless given)')
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='iterations of the CRF')
     cli.add_switch(parser, '--overwrite', 'do again what exists')
     cli.add_switch(parser, '--convert_rgb', 'turn grey, palette and CMYK images into RGB instead of refusing them')
@@ -72,7 +74,8 @@ def main(args):
 
 def folders(out_dir, split):
     """Variant → folder, made where missing: all four for val, the best one, where the server wants it, for test."""
-    wanted = {'multi_crf': server_archive.FOLDER} if split == 'test' else {name: name for name in predictions.VARIANTS}
+    all_four = {name: name for name in predictions.VARIANTS}
+    wanted = {'multi_crf': server_archive.FOLDER} if split == 'test' else all_four
     return {name: files.out_dir(out_dir / folder, '--out_dir') for name, folder in wanted.items()}
 
 
@@ -101,7 +104,7 @@ def what_decides(args, config, weights):
 
 
 def same_run(path, now, done):
-    """Write what makes the predictions to `path`. UserError where `done` > 0 predictions lie there that were made otherwise."""
+    """Write what makes the predictions to `path`. UserError where `done` > 0 of them were made otherwise."""
     then = json.loads(path.read_text()) if path.exists() else {}
     changed = [key for key in now if then.get(key) != now[key] and key != 'weights']  # the same weights may have moved
     if changed and done:
@@ -113,18 +116,21 @@ def same_run(path, now, done):
 def score(ids, output, gt_dir, out_dir, args):
     """Score the four variants, print the four numbers, write scores.json."""
     from tool.evaluation import evaluate
-    results = {name: evaluate(ids, folder, gt_dir, VOC, 'png', workers=args.num_workers) for name, folder in output.folders.items()}
+    results = {name: evaluate(ids, folder, gt_dir, VOC, 'png', workers=args.num_workers)
+               for name, folder in output.folders.items()}
+    list_name = str(args.infer_list or f'voc12/{args.split}.txt')
     miou = {name: float(result.miou[0]) for name, result in results.items()}
     files.save_json(out_dir / 'scores.json', {
-        'list': str(args.infer_list or f'voc12/{args.split}.txt'), 'images': len(ids), 'gt_dir': str(gt_dir), 'miou': miou,
+        'list': list_name, 'images': len(ids), 'gt_dir': str(gt_dir), 'miou': miou,
         'class_iou': {name: dict(zip(VOC.names, result.class_iou[0].tolist())) for name, result in results.items()},
         'run': json.loads((out_dir / 'run.json').read_text())})
-    print(table(miou, len(ids), args.infer_list or f'voc12/{args.split}.txt'))
+    print(table(miou, len(ids), list_name))
 
 
 def table(miou, images, list_name):
     """The four numbers, and what the CRF changes. miou: variant → percent."""
-    lines = [f'mIoU in % on {images} images of {list_name}', f'{"":14}{"without CRF":>12}{"with CRF":>12}{"change":>12}']
+    lines = [f'mIoU in % on {images} images of {list_name}',
+             f'{"":14}{"without CRF":>12}{"with CRF":>12}{"change":>12}']
     for scale in ('single', 'multi'):
         before, after = miou[scale], miou[f'{scale}_crf']
         lines.append(f'{scale + "-scale":14}{before:12.2f}{after:12.2f}{after - before:+12.2f}')

@@ -5,7 +5,8 @@ Reads   DATA_PSEUDO_GT/<id>.png (config.py or --pseudo_gt) of --train_list, <voc
 Writes  <session>.pth (state dict), .ckpt (for --resume), .json (the effective config and the environment),
         .losses.jsonl, .predictions.png, and TensorBoard logs.
 
-    cd segmentation/experiment && python train.py --pseudo_gt ../../out_rw --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
+    cd segmentation/experiment && python train.py --pseudo_gt ../../out_rw \\
+        --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
 """
 import dataclasses
 import sys
@@ -50,8 +51,8 @@ def main(args):
     root, mask_dir = configs.located(args.voc12_root), configs.located(config.DATA_PSEUDO_GT)
     masks = preflight.check(ids, image_folder(root), mask_dir, root / 'SegmentationClass', VOC, args.num_workers)
     print(masks.text(VOC.names))
-    augmentation = Augmentation(config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE,
-                                (config.DATA_RANDOM_H, config.DATA_RANDOM_S, config.DATA_RANDOM_V), config.DATA_RANDOMFLIP)
+    jitter = (config.DATA_RANDOM_H, config.DATA_RANDOM_S, config.DATA_RANDOM_V)
+    augmentation = Augmentation(config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE, jitter, config.DATA_RANDOMFLIP)
     dataset = PseudoMasks(ids, root, mask_dir, augmentation, args.convert_rgb)
 
     groups = training.parameter_groups(net, config.TRAIN_LR, config.TRAIN_WEIGHT_DECAY)
@@ -74,11 +75,14 @@ def main(args):
 def check_sizes(config, images):
     """UserError for settings that cannot train: no pseudo masks, too few images, a batch too small for the network."""
     if not config.DATA_PSEUDO_GT:
-        raise UserError('--pseudo_gt', 'no folder of pseudo masks is set', 'give it, or set DATA_PSEUDO_GT in config.py')
+        raise UserError('--pseudo_gt', 'no folder of pseudo masks is set',
+                        'give it, or set DATA_PSEUDO_GT in config.py')
     if config.TRAIN_BATCHES > images:
-        raise UserError('--TRAIN_BATCHES', f'{config.TRAIN_BATCHES} is more than the {images} images of the list', 'lower it')
+        raise UserError('--TRAIN_BATCHES', f'{config.TRAIN_BATCHES} is more than the {images} images of the list',
+                        'lower it')
     if config.MODEL_NAME == 'deeplabv2' and config.TRAIN_BATCHES < 2:
-        raise UserError('--TRAIN_BATCHES', "deeplabv2 cannot train on 1 image a step (its global branch's BatchNorm)", 'use at least 2')
+        raise UserError('--TRAIN_BATCHES', "deeplabv2 cannot train on 1 image a step (its global branch's BatchNorm)",
+                        'use at least 2')
 
 
 def all_settings(args, config):
@@ -101,8 +105,8 @@ def sheet(batch, logits, most=4):
     """A figure of the first images of a batch: photo, pseudo mask, prediction."""
     from tool import pictures, transforms
     predicted = logits[:most].argmax(1).cpu().numpy()
-    rows = [[transforms.denormalise(image), pictures.colour(mask.numpy(), VOC.palette), pictures.colour(labels, VOC.palette)]
-            for image, mask, labels in zip(batch['image'], batch['mask'], predicted)]
+    rows = [[transforms.denormalise(image), *(pictures.colour(labels, VOC.palette) for labels in (mask.numpy(), guess))]
+            for image, mask, guess in zip(batch['image'], batch['mask'], predicted)]
     return pictures.grid(rows, ('image', 'pseudo mask', 'prediction'))
 
 
