@@ -50,7 +50,7 @@ def check(path, ids, image_dir):
                 if entry.isdir() and f'{FOLDER}/'.startswith(entry.name.rstrip('/') + '/'):
                     continue
                 if entry.name not in expected or not entry.isfile():
-                    raise UserError(path, f'holds {entry.name}, none of the {len(ids)} results, or one a second time', WRONG)
+                    raise UserError(path, f'holds {entry.name}, none of the {len(ids)} results or one twice', WRONG)
                 size = files.image_size(Path(image_dir) / f'{expected.pop(entry.name)}.jpg')
                 check_png(f'{path}:{entry.name}', archive.extractfile(entry).read(), size)
     except FileNotFoundError:

@@ -3,7 +3,7 @@
 Reads   --weights (the <session>.pth of train.py), <voc12_root>/JPEGImages/<id>.jpg, for val <gt_dir>/<id>.png.
 Writes  val:  <out_dir>/{single,single_crf,multi,multi_crf}/<id>.png and scores.json, with the four mIoU on the screen;
         test: <out_dir>/results/VOC2012/Segmentation/comp6_test_cls/<id>.png (multi-scale, CRF), and of them
-        comp6_test_cls.tar.gz, checked file by file. <out_dir>/run.json: what made them. Images done already are skipped.
+        comp6_test_cls.tar.gz, checked file by file. <out_dir>/run.json: what made them. Done images are skipped.
 
     cd segmentation/experiment && python test.py --weights SEAM_deeplabv1_resnet38.pth --voc12_root ../../VOC2012
 """
