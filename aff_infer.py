@@ -4,8 +4,9 @@
         --cam_dir runs/contrast/cam --out_rw runs/aff/rw
 
 Reads  --weights, --infer_list, <voc12_root>/JPEGImages, <cam_dir>/<id>.npy (contrast_infer.py --out_cam).
-Writes <out_rw>/<id>.png (labels with the VOC palette; with --crf after the CRF) and, on demand, <out_rw_npy>/<id>.npy: pickled
-       dict {class 0..: float32 (H, W)} of the walked CAMs, whose background eval.py --curve sweeps without a second inference.
+Writes <out_rw>/<id>.png (labels with the VOC palette; with --crf after the CRF) and, on demand, <out_rw_npy>/<id>.npy:
+       pickled dict {class 0..: float32 (H, W)} of the walked CAMs, so that eval.py --curve sweeps the background without
+       a second inference.
 An image whose files all exist is skipped, so a run that was stopped is started again with the same command.
 """
 from pathlib import Path
@@ -24,7 +25,7 @@ def get_args_parser():
     parser.add_argument('--out_rw', required=True, help='folder of the pseudo masks (.png)')
     parser.add_argument('--out_rw_npy', help='folder of the walked CAMs (.npy)')
     parser.add_argument('--bg', type=background, default=0.27, metavar='SCORE|alpha',
-                        help='background score 0..1 that walks with the CAMs, or alpha: (1 - strongest CAM)^alpha per pixel')
+                        help='background score 0..1 that walks with the CAMs, or the word alpha: (1 - strongest CAM)^alpha')
     parser.add_argument('--alpha', type=cli.positive_number, default=6., help='exponent of --bg alpha')
     parser.add_argument('--beta', type=cli.positive_number, default=8., help='exponent of the affinities')
     parser.add_argument('--logt', type=cli.non_negative, default=6, help='the walk makes 2^logt steps')
@@ -72,7 +73,8 @@ def main(args):
             with cli.autocast(device, args.amp):
                 affinity = net(item['image'][None].to(device, non_blocking=True))[0]
             paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in folders.items()}
-            workers.submit(refine, paths, Path(args.cam_dir) / f'{item["name"]}.npy', item['pixels'], affinity.cpu().numpy(), settings)
+            cam_path = Path(args.cam_dir) / f'{item["name"]}.npy'
+            workers.submit(refine, paths, cam_path, item['pixels'], affinity.cpu().numpy(), settings)
 
 
 def refine(paths, cam_path, image, affinity, settings):
@@ -95,14 +97,14 @@ def refine(paths, cam_path, image, affinity, settings):
     unit, *scores = random_walk.to_pixels(walked, *size)
     if 'npy' in paths:
         # Divided by it, a constant background score is the same number everywhere, and may be chosen afterwards.
-        files.save_npy(paths['npy'], {k: walked / unit for k, walked in zip(classes.tolist(), scores[1:])})
+        files.save_npy(paths['npy'], {k: cam / unit for k, cam in zip(classes.tolist(), scores[1:])})
     if settings['crf']:
         scores = deeplab_crf(image, np.stack(scores), settings['crf_iters'], VOC.num_classes)
     files.save_mask(paths['rw'], crf.label_map(scores, [0, *(classes + 1)]), VOC.palette)
 
 
 def deeplab_crf(image, scores, iterations, num_classes):
-    """The CRF of the segmentation stage on the walked scores (1 + K, H, W), taken as probabilities after division by their sum."""
+    """The CRF of the segmentation stage on walked scores (1 + K, H, W): divided by their sum, they are its probabilities."""
     from dataclasses import replace
 
     import numpy as np

@@ -3,8 +3,8 @@
     python aff_prepare.py --voc12_root VOC2012 --cam_dir runs/contrast/cam --out_crf runs/aff/crf
 
 Reads  --infer_list, <voc12_root>/JPEGImages, <cam_dir>/<id>.npy (contrast_infer.py --out_cam).
-Writes <out_crf>/4.00/<id>.npy and <out_crf>/24.00/<id>.npy, a folder per --alpha: pickled dicts {0: background, k + 1: class k}
-       of the present classes' probabilities, float16 (H, W): aff_train.py's --la_crf_dir and --ha_crf_dir.
+Writes <out_crf>/4.00/<id>.npy and <out_crf>/24.00/<id>.npy, a folder per --alpha: pickled dicts {0: background,
+       k + 1: class k} of the present classes' probabilities, float16 (H, W): aff_train.py's --la_crf_dir, --ha_crf_dir.
 An image whose files all exist is skipped, so a run that was stopped is started again with the same command.
 """
 from functools import partial
@@ -33,7 +33,8 @@ def main(args):
     from voc12.dataset import image_folder
     names = [f'{alpha:.2f}' for alpha in args.alpha]
     if len(set(names)) < len(names):
-        raise cli.UserError('--alpha', f'gives the folder {max(names, key=names.count)} twice', 'name each exponent once')
+        twice = max(names, key=names.count)
+        raise cli.UserError('--alpha', f'gives the folder {twice} twice', 'name each exponent once')
     ids = files.read_list(args.infer_list, '--infer_list')
     folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
     images = image_folder(args.voc12_root)

@@ -41,7 +41,8 @@ def main(args):
     ids = files.read_list(args.train_list, '--train_list')
     check(args, len(ids))
     check_alphas(ids, args.la_crf_dir, args.ha_crf_dir)
-    dataset = AffinityCrops(ids, args.voc12_root, args.la_crf_dir, args.ha_crf_dir, args.crop_size, True, args.convert_rgb)
+    folders = args.voc12_root, args.la_crf_dir, args.ha_crf_dir
+    dataset = AffinityCrops(ids, *folders, args.crop_size, train=True, convert_rgb=args.convert_rgb)
     validation = validation_set(args)
     pretrained = weights.read_weights(args.weights)
     net = weights.build_net(args.network, pretrained)
@@ -50,8 +51,8 @@ def main(args):
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     per_epoch = len(dataset) // args.batch_size
-    run = Run(args.session_name, net, optimizer, device=device, amp=args.amp, seed=args.seed, batch_size=args.batch_size,
-              steps_per_epoch=per_epoch, max_step=per_epoch * args.max_epoches, settings=vars(args), flags=args,
+    run = Run(args.session_name, net, optimizer, device=device, amp=args.amp, seed=args.seed,
+              batch_size=args.batch_size, steps_per_epoch=per_epoch, max_step=per_epoch * args.max_epoches, settings=vars(args), flags=args,
               tblog_dir=args.tblog_dir, workers=args.num_workers)
     for batch in run.batches(dataset):
         label = batch['label'].to(device, non_blocking=True)
@@ -70,14 +71,14 @@ def check(args, images):
     """Refuse settings that cannot work (UserError)."""
     from tool.pairs import STRIDE
     if images < args.batch_size:
-        raise cli.UserError('--batch_size', f'{args.batch_size} is more than the {images} images of the list', 'lower it')
+        raise cli.UserError('--batch_size', f'{args.batch_size} is more than the {images} images listed', 'lower it')
     if args.crop_size % STRIDE or args.crop_size < SMALLEST_CROP:
         raise cli.UserError('--crop_size', f'{args.crop_size} is no multiple of {STRIDE} of at least {SMALLEST_CROP}',
                             'give 448, say')
 
 
 def validation_set(args):
-    """The images of --val_list that both CRF folders hold, their centres; None where the flag is empty or there is none."""
+    """The images of --val_list that both CRF folders hold, their centres; None where there is none or no list."""
     from tool import files
     from voc12.affinity_data import AffinityCrops
     if not args.val_list:
@@ -91,7 +92,8 @@ def validation_set(args):
     print(f'validation: {len(found)} of the {len(ids)} images of {args.val_list} are in both CRF folders')
     if not found:
         return None
-    return AffinityCrops(found, args.voc12_root, args.la_crf_dir, args.ha_crf_dir, args.crop_size, False, args.convert_rgb)
+    folders = args.voc12_root, args.la_crf_dir, args.ha_crf_dir
+    return AffinityCrops(found, *folders, args.crop_size, train=False, convert_rgb=args.convert_rgb)
 
 
 def validate(net, dataset, args, device):
@@ -114,14 +116,15 @@ def validate(net, dataset, args, device):
 
 
 def sheet(batch, affinity, palette, most=4):
-    """The picture of a training step: its first images | the labels of their cells | each cell's mean distance, 1 − affinity."""
+    """The picture of a training step: images | labels of their cells | each cell's mean distance (1 − affinity)."""
     import cv2
     import numpy as np
 
     from tool import pictures, transforms
     from tool.random_walk import affinity_matrix
     rows = []
-    for image, label, values in zip(batch['image'][:most], batch['label'].numpy(), affinity.detach().float().cpu().numpy()):
+    affinity = affinity[:most].detach().float().cpu().numpy()
+    for image, label, values in zip(batch['image'], batch['label'].numpy(), affinity):
         image, matrix = transforms.denormalise(image), affinity_matrix(values, *label.shape)
         neighbours = np.diff(matrix.indptr)
         heat = (1 - matrix.sum(1) / neighbours).reshape(label.shape)

@@ -34,7 +34,7 @@ class Net(FrozenResNet38):
         return F.elu(self.f9(torch.cat(levels, 1)))
 
     def forward(self, x):
-        """Image x (N, 3, H, W) → affinities (N, O, P) of the O = 34 offsets and P first pixels (tool.affinity.pair_views).
+        """Image x (N, 3, H, W) → affinities (N, O, P) of O = 34 offsets and P first cells (tool.pairs.pair_views).
 
         They are float32 under mixed precision too.
         """

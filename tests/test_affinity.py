@@ -19,7 +19,7 @@ def plain_pairs(height, width, radius):
     """The pairs of SPEC section 1, pixel by pixel: list over offsets of lists of ((y, x), (y2, x2))."""
     reach = radius - 1
     offsets = [(0, dx) for dx in range(1, radius)]
-    offsets += [(dy, dx) for dy in range(1, radius) for dx in range(-reach, reach + 1) if dx * dx + dy * dy < radius ** 2]
+    offsets += [(dy, dx) for dy in range(1, radius) for dx in range(-reach, radius) if dx * dx + dy * dy < radius ** 2]
     firsts = [(y, x) for y in range(height - reach) for x in range(reach, width - reach)]
     return [[((y, x), (y + dy, x + dx)) for y, x in firsts] for dy, dx in offsets]
 
@@ -51,7 +51,8 @@ def test_cell_labels():
     low, high = [0, 0, 3, 7, 3, 0], [0, 7, 0, 7, 3, 0]
     expected = [0, IGNORE, 0, 7, 3, IGNORE]
     classes = np.array([0, 3, 7])
-    maps = [np.kron(0.8 * (classes[:, None, None] == [labels]), np.ones((8, 8))).astype(np.float16) for labels in (low, high)]
+    maps = [np.kron(0.8 * (classes[:, None, None] == [labels]), np.ones((8, 8))).astype(np.float16)
+            for labels in (low, high)]
     for scores in maps:
         scores[:, :, -8:] = 0
     ours = affinity.cell_labels((classes, maps[0]), (classes, maps[1]), IGNORE)
@@ -88,6 +89,17 @@ def test_loss_without_any_pair_is_zero_and_has_a_gradient():
     total = sum(affinity.affinity_loss(aff, none, none, none).values())
     total.backward()
     assert total.item() == 0 and aff.grad.abs().max() == 0
+
+
+def test_gradient_of_the_affinities():
+    torch.manual_seed(0)
+    features = torch.randn(2, 6, 13, 12, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, 34, 9 * 4, dtype=torch.float64)
+    ours, = torch.autograd.grad((affinity.affinities(features) * weights).sum(), features)
+    first, seconds = pairs.pair_views(features)
+    plain = torch.stack([torch.exp(-(first - second).abs().mean(1)) for second in seconds], 1).flatten(2)
+    torch.testing.assert_close(affinity.affinities(features), plain)
+    torch.testing.assert_close(ours, torch.autograd.grad((plain * weights).sum(), features)[0])
 
 
 def test_identical_features_have_affinity_one():

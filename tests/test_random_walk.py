@@ -36,7 +36,8 @@ def test_the_published_rendering_is_the_published_one():
     np.testing.assert_allclose(walked.reshape(golden['cam_rw'].shape), golden['cam_rw'], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('size', [(15, 20), (17, 11), (11, 11), (10, 23), (23, 10), (9, 9), (7, 30), (5, 5), (4, 6), (1, 3)])
+@pytest.mark.parametrize('size', [(15, 20), (17, 11), (11, 11), (10, 23), (23, 10), (9, 9), (7, 30), (5, 5), (4, 6),
+                                  (1, 3)])
 @pytest.mark.parametrize('beta, logt', [(8, 6), (1, 3), (2.5, 0)])
 def test_sparse_equals_dense(size, beta, logt):
     affinity = random_affinity(*size)

@@ -14,11 +14,41 @@ WEIGHTS = {'loss_bg': 1 / 4, 'loss_fg': 1 / 4, 'loss_neg': 1 / 2}
 
 def affinities(features):
     """Affinity of each pair, exp(−mean over channels |f_i − f_j|): features (N, D, h, w) → (N, O, P) in 0..1."""
-    first, seconds = pair_views(features)
-    if not seconds:
-        return features.new_ones(len(features), 0, first.shape[2:].numel())
-    distance = torch.stack([(first - second).abs().mean(1) for second in seconds], 1)
-    return torch.exp(-distance).flatten(2)
+    return torch.exp(-PairDistance.apply(features)).flatten(2)
+
+
+class PairDistance(torch.autograd.Function):
+    """Mean over channels of |f_i − f_j| for each pair: features (N, D, h, w) → (N, O, rows, columns of first cells).
+
+    Keeps the features alone for the backward pass, which forms the differences again. Written with plain operations,
+    autograd would keep all of them: 34 maps for each of 448 channels, 150 MB an image at a crop of 448.
+    """
+
+    @staticmethod
+    def forward(ctx, features):
+        ctx.save_for_backward(features)
+        first, seconds = pair_views(features)
+        distance = features.new_empty(len(features), len(seconds), *first.shape[2:])
+        difference = torch.empty_like(first)
+        for k, second in enumerate(seconds):
+            torch.sub(first, second, out=difference)
+            torch.mean(difference.abs_(), 1, out=distance[:, k])
+        return distance
+
+    @staticmethod
+    def backward(ctx, gradient):
+        features, = ctx.saved_tensors
+        first, seconds = pair_views(features)
+        result = torch.zeros_like(features)
+        to_first, to_seconds = pair_views(result)
+        gradient = gradient / features.shape[1]
+        difference = torch.empty_like(first)
+        for k, (second, to_second) in enumerate(zip(seconds, to_seconds)):
+            torch.sub(first, second, out=difference)
+            difference.sign_().mul_(gradient[:, k, None])
+            to_first += difference
+            to_second -= difference
+        return result
 
 
 def cell_labels(low, high, ignore):

@@ -1,9 +1,9 @@
 """The dense CRF of all stages (Krähenbühl and Koltun, NIPS 2011), on pydensecrf. SPEC sections 4, 6, 7. No torch here.
 
-Labels whose unary energy is the same at every pixel are exchangeable: mean field gives them the same marginals. So the
-m labels that occur nowhere are carried as ONE representative whose marginal is their sum q = Σ q_a = m·q_a: its unary
-energy is log m lower (m equal terms of the normaliser), and it feels 1/m of its own messages (each of the m labels feels
-K·q_a = K·q / m). The marginals are those of the full CRF, at the cost of the labels that do occur.
+Labels whose unary energy is the same at every pixel are exchangeable: mean field gives them the same marginals. So
+the m labels that occur nowhere are carried as ONE representative whose marginal is their sum q = Σ q_a = m·q_a: its
+unary energy is log m lower (m equal terms of the normaliser), and it feels 1/m of its own messages (each of the m
+labels feels K·q_a = K·q / m). The marginals are those of the full CRF, at the cost of the labels that do occur.
 """
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ CLIP = 1e-5  # probabilities below it count as it before the logarithm, as in py
 class Settings:
     """One stage's CRF. Widths in pixels (sxy) and grey levels (srgb); compat: the weight of a kernel's Potts term.
 
-    axes: order of the pixel coordinates in the kernels' feature vectors. The Gaussians do not care, but the permutohedral
-    lattice that approximates them does: it moves the marginals of single pixels by up to 0.9 on a small photo. Published:
-    aff_prepare.py passes (y, x), the others (x, y).
+    axes: order of the pixel coordinates in the kernels' feature vectors. The Gaussians do not care, but the
+    permutohedral lattice that approximates them does: it moves the marginals of single pixels by up to 0.9 on a small
+    photo. Published: aff_prepare.py passes (y, x), the others (x, y).
     """
     gaussian_sxy: float
     gaussian_compat: float
@@ -31,11 +31,14 @@ class Settings:
     axes: str = 'xy'
 
 
-SEED = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=50, bilateral_srgb=5, bilateral_compat=10, iterations=10)
-AFFINITY = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10, iterations=10,
-                    axes='yx')
-EPS = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10, iterations=5)
-DEEPLAB = Settings(gaussian_sxy=1, gaussian_compat=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4, iterations=10)
+SEED = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=50, bilateral_srgb=5, bilateral_compat=10,
+                iterations=10)
+AFFINITY = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10,
+                    iterations=10, axes='yx')
+EPS = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10,
+               iterations=5)
+DEEPLAB = Settings(gaussian_sxy=1, gaussian_compat=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4,
+                   iterations=10)
 
 
 def refine_labels(image, label_maps, classes, num_classes, settings, gt_prob=0.7):
@@ -45,11 +48,11 @@ def refine_labels(image, label_maps, classes, num_classes, settings, gt_prob=0.7
     are built once. classes: the K labels wanted. settings: Settings. num_classes: with the background.
     Returns float32 (A, K, H, W): the marginals of `classes` in a CRF of all num_classes labels.
 
-    A label that occurs in no map never beats one that does: its unary energy is nowhere lower and, by induction over the
-    iterations, its messages nowhere stronger. So the argmax over `classes` is the full CRF's if they hold what occurs.
+    A label that occurs in no map never beats one that does: its unary energy is nowhere lower and, by induction over
+    the iterations, its messages nowhere stronger. So the argmax over `classes` is the full CRF's if they hold what occurs.
     """
     label_maps = np.asarray(label_maps)
-    occurring = np.unique(label_maps)
+    occurring = np.flatnonzero(np.bincount(label_maps.ravel(), minlength=num_classes))
     absent = num_classes - len(occurring)
     other = -np.log((1 - gt_prob) / (num_classes - 1))
     unaries = np.full((len(label_maps), len(occurring), *label_maps.shape[1:]), other, np.float32)

@@ -9,7 +9,7 @@ RADIUS = 5  # cells within which cells are paired
 
 
 def cell_means(maps):
-    """Mean of every 8×8 cell: maps (K, H, W) float → (K, ⌈H/8⌉, ⌈W/8⌉). Outside the image, right and below, maps are 0."""
+    """Mean of every 8×8 cell: maps (K, H, W) float → float32 (K, ⌈H/8⌉, ⌈W/8⌉). Beyond their right and lower edge: 0."""
     count, height, width = maps.shape
     padded = np.pad(maps, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)))
     cells = padded.reshape(count, padded.shape[1] // STRIDE, STRIDE, padded.shape[2] // STRIDE, STRIDE)

@@ -1,8 +1,9 @@
 """The random walk over AffinityNet's affinities, with a sparse transition matrix. SPEC section 6. No torch here.
 
-Published: the dense matrix of all cells is squared log2(steps) times, at 2·n³ operations a time and n² memory. A cell has
-at most 69 neighbours (34 pairs each way, and itself), so multiplying the few score maps by the sparse matrix `steps` times gives
-the same, in O(pixels · 34) memory.
+Published: the dense matrix of all cells is squared log2(steps) times, at 2·n³ operations a time and n² memory. A cell
+has at most 69 neighbours (34 pairs each way, and itself), so multiplying the few score maps by the sparse matrix `steps`
+times gives the same, in O(pixels · 34) memory. It takes tens of milliseconds on one core, so it runs in the processes that
+write the masks, behind the network, on machines with and without a GPU alike.
 """
 import cv2
 import numpy as np

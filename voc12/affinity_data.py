@@ -1,4 +1,4 @@
-"""Images for AffinityNet: crops with the labels of their cells, to train on; whole padded images, to infer. SPEC section 6."""
+"""Images for AffinityNet: crops with the labels of their cells to train on, padded images to infer. SPEC section 6."""
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ from voc12.dataset import image_folder
 
 
 class AffinityCrops(Dataset):
-    """Items {'name', 'image': float32 (3, crop, crop), 'label': uint8 (crop / 8, crop / 8)}: labels of cells, 255 = unknown.
+    """Items {'name', 'image': float32 (3, crop, crop), 'label': uint8 (crop / 8, crop / 8), of cells, 255 = unknown}.
 
-    low_dir, high_dir: folders of the CRF's probabilities under the low and the high alpha. crop: side in pixels, a multiple of 8.
-    train: random colours, mirror and place of the crop; otherwise the centre of the image as it is.
+    low_dir, high_dir: folders of the CRF's probabilities under the low and the high alpha. crop: side in pixels, a
+    multiple of 8. train: random colours, mirror and place of the crop; otherwise the centre of the image as it is.
     """
 
     def __init__(self, ids, voc12_root, low_dir, high_dir, crop, train, convert_rgb=False):
@@ -43,8 +43,8 @@ class AffinityCrops(Dataset):
         places = [crop_place(side, self.crop, self.train) for side in pixels.shape[:2]]
         mirror = self.train and bool(torch.rand(()) < 0.5)
         # Padded with 0 before normalising, as published; Step 1 pads after it (SPEC section 9, item 6).
-        image = crop(pixels.transpose(2, 0, 1), places, self.crop, mirror)
-        low, high = ((labels, crop(scores, places, self.crop, mirror)) for labels, scores in maps)
+        image = crop_maps(pixels.transpose(2, 0, 1), places, self.crop, mirror)
+        low, high = ((labels, crop_maps(scores, places, self.crop, mirror)) for labels, scores in maps)
         image = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         return {'name': name, 'image': self.normalise(image), 'label': torch.from_numpy(cell_labels(low, high, IGNORE))}
 
@@ -58,7 +58,7 @@ def crop_place(side, crop, random):
     return slice(None), slice(start, start + side)
 
 
-def crop(maps, places, size, mirror):
+def crop_maps(maps, places, size, mirror):
     """Crop maps (K, H, W) at `places` (crop_place of both sides) to (K, size, size), 0 outside; perhaps mirrored."""
     (rows, out_rows), (columns, out_columns) = places
     out = np.zeros((len(maps), size, size), maps.dtype)
@@ -67,8 +67,10 @@ def crop(maps, places, size, mirror):
 
 
 class PaddedImages(Dataset):
-    """Items {'name', 'pixels': uint8 (H, W, 3), 'image': float32 (3, H8, W8)}: normalised, then padded with zeros to the
-    right and below to multiples of 8."""
+    """Items {'name', 'pixels': uint8 (H, W, 3), 'image': float32 (3, H8, W8)}.
+
+    The image is normalised, then padded with zeros, to the right and below, to multiples of 8.
+    """
 
     def __init__(self, ids, voc12_root, convert_rgb=False):
         self.ids, self.folder, self.convert_rgb = ids, image_folder(voc12_root), convert_rgb

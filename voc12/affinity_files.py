@@ -54,7 +54,7 @@ def check_alphas(ids, low_dir, high_dir):
     files.need_files(ids, low_dir, '.npy', '--la_crf_dir')
     files.need_files(ids, high_dir, '.npy', '--ha_crf_dir')
     if low_dir.resolve() == high_dir.resolve():
-        raise UserError('--ha_crf_dir', f'is the folder of --la_crf_dir ({low_dir})', 'give the folder of the high alpha (24.00)')
+        raise UserError('--ha_crf_dir', f'is the folder of --la_crf_dir ({low_dir})', 'give that of the high alpha (24.00)')
     sample = [ids[k] for k in np.unique(np.linspace(0, len(ids) - 1, SAMPLE).round().astype(int))]
     low, high = ([_label_map(folder / f'{i}.npy') for i in sample] for folder in (low_dir, high_dir))
     if all(np.array_equal(a, b) for a, b in zip(low, high)):

@@ -1,4 +1,4 @@
-"""AffinityNet's labels as its authors make them: NumPy, image by image, in the process that loads it. SPEC section 6."""
+"""AffinityNet's labels as its authors make them: NumPy, image by image, while it is loaded. SPEC section 6."""
 import numpy as np
 
 

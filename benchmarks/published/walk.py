@@ -1,4 +1,4 @@
-"""The random walk as AffinityNet's authors state it: a dense matrix of all cells, squared log2(steps) times. SPEC section 6."""
+"""The random walk as AffinityNet's authors state it: a dense matrix, squared log2(steps) times. SPEC section 6."""
 import numpy as np
 import torch
 
@@ -8,7 +8,7 @@ def dense_matrix(affinity, height, width):
     radius = 5 if min(height, width) >= 11 else (min(height, width) - 1) // 2
     reach = max(radius - 1, 0)
     offsets = [(0, dx) for dx in range(1, radius)]
-    offsets += [(dy, dx) for dy in range(1, radius) for dx in range(-reach, reach + 1) if dx * dx + dy * dy < radius * radius]
+    offsets += [(dy, dx) for dy in range(1, radius) for dx in range(-reach, radius) if dx * dx + dy * dy < radius ** 2]
     full = np.reshape(np.arange(height * width), (height, width))
     from_cells = full[:height - reach, reach:width - reach].ravel()
     matrix = torch.eye(height * width)
