@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -112,6 +113,23 @@ def test_the_unsound_parts_are_what_is_refused(tmp_path):
     with open(npy_of(tmp_path / 'x.npy', array_pickle()), 'rb') as file:
         np.lib.format.read_magic(file), np.lib.format.read_array_header_1_0(file)
         np.testing.assert_array_equal(safe_pickle.load(file), np.zeros(2, np.float32))
+
+
+def test_sizes_beyond_the_file_take_no_memory(tmp_path):
+    """A memo number, a length and a shape of billions, in files of a few bytes."""
+    payloads = [b'\x80\x04]r\xff\xff\xff\x7f.', b'\x80\x05\x96' + (2 ** 38).to_bytes(8, 'little') + b'x.',
+                b'\x80\x04\x95' + (2 ** 38).to_bytes(8, 'little') + b'].', b'\x80\x04\x8e' + (2 ** 38).to_bytes(8, 'little') + b'x.']
+    paths = [npy_of(tmp_path / f'{n}.npy', payload) for n, payload in enumerate(payloads)]
+    np.save(tmp_path / 'shape.npy', np.zeros(3))
+    paths.append(tmp_path / 'shape.npy')
+    paths[-1].write_bytes(paths[-1].read_bytes().replace(b'(3,), }' + b' ' * 10, b'(34359738368,), }'))
+    for path in paths:
+        tracemalloc.start()
+        with pytest.raises(UserError, match='not a .npy file this project reads'):
+            files.read_npy(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1e6, path
 
 
 def test_shared_and_endless_containers(tmp_path):

@@ -1,6 +1,7 @@
 """Reading what others wrote, safely, and writing so that a file which exists is whole. No torch here."""
 import contextlib
 import json
+import math
 import os
 import pickle
 import tokenize
@@ -130,10 +131,12 @@ def read_npy(path):
         with open(path, 'rb') as file:
             version = np.lib.format.read_magic(file)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-            _, _, dtype = read_header(file)
+            shape, _, dtype = read_header(file)
             if dtype.hasobject:
                 value = safe_pickle.load(file)
                 return value.item() if value.shape == () else value
+            if math.prod(shape) * dtype.itemsize > os.fstat(file.fileno()).st_size:
+                raise ValueError(f'shorter than an array of shape {shape}')
             file.seek(0)
             return np.load(file, allow_pickle=False)
     except FileNotFoundError:

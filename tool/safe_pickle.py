@@ -4,8 +4,10 @@ NumPy trusts the state a pickle hands to its dtypes and arrays: a corrupt file c
 that array pickles use are bound to stand-ins here, which check what they get and build the array from its bytes.
 """
 import collections
+import io
 import math
 import pickle
+import pickletools
 import re
 import sys
 
@@ -120,10 +122,19 @@ def _plain(value, done):
     return result
 
 
+def _check_memo(data):
+    """Refuse a pickle that stores under a number beyond its own length: the unpickler fills a table of that size."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > len(data):
+            raise pickle.UnpicklingError(f'it stores an object as its number {argument}')
+
+
 def load(file):
     """Unpickle from an open binary file: arrays, NumPy scalars, plain containers, text and numbers; nothing else.
 
     On a malformed or hostile file: pickle.UnpicklingError or whatever else the damage leads to (ValueError, EOFError,
     TypeError, …): never code run, and never more memory than a small multiple of the file.
     """
-    return _plain(_Unpickler(file, encoding='latin1').load(), {})
+    data = file.read()
+    _check_memo(data)
+    return _plain(_Unpickler(io.BytesIO(data), encoding='latin1').load(), {})
