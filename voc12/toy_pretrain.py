@@ -195,15 +195,14 @@ def pretrain_on_crops(backbone, args):
             right += (score_map(net, batch).mean((2, 3)).argmax(1) == labels[i:min(i + 64, held_out)]).sum().item()
         return f'held-out accuracy {100 * right / held_out:.1f}'
 
-    set_dropout(backbone, False)
     train(net, draw_batch, torch.nn.functional.cross_entropy, args.crop_steps, 3e-3, check, args.save_every, 'crops')
-    set_dropout(backbone, True)
 
 
-def set_dropout(net, on):
-    """Switch the spatial dropout of the two bottleneck blocks; on: at the rates that the CAM networks train with."""
-    for block, rate in ((net.b6, .3), (net.b7, .5)):
-        block.dropout_2b1.p = block.dropout_2b2.p = rate if on else 0.
+def without_dropout(net):
+    """Switch the spatial dropout of the two bottleneck blocks off: training this short is better without it."""
+    for block in (net.b6, net.b7):
+        block.dropout_2b1.p = block.dropout_2b2.p = 0.
+    return net
 
 
 def pretrain_on_scenes(backbone, args):
@@ -280,7 +279,7 @@ def get_args_parser():
     parser.add_argument('--crop_steps', type=cli.positive, default=2400, help='steps of stage 1, of 64 images')
     parser.add_argument('--crop_weights', help='begin with stage 2, from these weights (of an interrupted run: its --out)')
     parser.add_argument('--scenes', type=cli.positive, default=10000, help='scenes to draw for stage 2')
-    parser.add_argument('--scene_steps', type=cli.positive, default=5000, help='steps of stage 2, of 16 images')
+    parser.add_argument('--scene_steps', type=cli.positive, default=4500, help='steps of stage 2, of 16 images')
     parser.add_argument('--save_every', type=cli.positive, default=500, help='steps between saving and log lines')
     parser.add_argument('--check_images', type=cli.positive, default=200,
                         help='toy images on which each saved state is scored; three times as many at the end')
@@ -297,11 +296,11 @@ def main(args):
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # on a CPU, numbers under 1e-38 cost a hundred ordinary ones
     files.out_dir(Path(args.out).parent, '--out')
-    backbone = ResNet38(width=1 / 8)
+    backbone = without_dropout(ResNet38(width=1 / 8))
     if args.crop_weights:
         weights.load_weights(backbone, weights.read_weights(args.crop_weights), args.crop_weights)
     else:
-        with_strides = strided(ResNet38(width=1 / 8))
+        with_strides = strided(without_dropout(ResNet38(width=1 / 8)))
         initialise(with_strides)
         pretrain_on_crops(with_strides, args)
         backbone.load_state_dict(with_strides.state_dict())
