@@ -3,10 +3,11 @@
     python reproduce.py --baseline seam --voc12_root VOC2012 --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
 
 Reads  --voc12_root (the devkit), --weights, with --baseline eps --saliency_dir and --deeplab_weights.
-Writes everything under --out: what each step makes, log/<step>.log, and report.html, a page that opens without a network.
+Writes all into --out: what each step makes, log/<step>.log, and report.html, a page that opens without a network.
 A step that is done is skipped, one that was stopped goes on where it was. --dry_run prints the commands only.
 """
 import os
+import shlex
 from pathlib import Path
 
 from tool import chain, cli, pipeline
@@ -17,16 +18,18 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--baseline', choices=chain.BASELINES, default='seam', help='what the contrast is added to')
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
-    parser.add_argument('--weights', required=True, help='ImageNet ResNet-38 to start Step 1 and 2 from (.params or .pth)')
-    parser.add_argument('--deeplab_weights', help='backbone to start Step 3 from (seam: --weights; eps: needed, a ResNet-101)')
-    parser.add_argument('--experiment', help=f'settings of Step 3 ({", ".join(f"{k}: {v}" for k, v in chain.EXPERIMENT.items())})')
+    parser.add_argument('--weights', required=True, help='ImageNet ResNet-38 that Steps 1, 2 start from (.params, .pth)')
+    parser.add_argument('--deeplab_weights', help='backbone of Step 3 (seam: --weights unless given; eps: a ResNet-101)')
+    defaults = ', '.join(f'{baseline}: {name}' for baseline, name in chain.EXPERIMENT.items())
+    parser.add_argument('--experiment', help=f'settings of Step 3 ({defaults})')
     parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png (eps only)')
-    cli.add_switch(parser, '--masks_crf', "train Step 3 on the random walk's masks after the CRF (seam only)", default=True)
+    cli.add_switch(parser, '--masks_crf', "train Step 3 on the random walk's masks after the CRF (seam)", default=True)
     parser.add_argument('--lists', default='voc12', help='folder for the lists and image-level labels')
     parser.add_argument('--out', help='folder of the run (runs/reproduce_<baseline> unless given)')
-    parser.add_argument('--from', dest='start', metavar='STEP', help='do this step and all after it anew; take those before it as done')
-    parser.add_argument('--add', nargs=2, action='append', default=[], metavar=('STEP', 'WORDS'),
-                        help='words to add to the command of a step: --add contrast_train "--batch_size 4"')
+    parser.add_argument('--from', dest='start', metavar='STEP',
+                        help='do this step and all after it anew; take those before it as done')
+    parser.add_argument('--add', action='append', default=[], metavar='"STEP WORDS"',
+                        help='words to add to the command of a step: --add "contrast_train --batch_size 4"')
     cli.add_switch(parser, '--dry_run', 'print the commands and run nothing')
     cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
@@ -51,9 +54,10 @@ def main(args):
 def check(args):
     """Refuse, before hours of work, what would stop a later step. UserError naming the flag."""
     if not (Path(args.voc12_root) / 'JPEGImages').is_dir():
-        raise UserError('--voc12_root', f'{args.voc12_root} is no VOC devkit: it has no JPEGImages', 'give the folder that holds it')
-    wanted = [('--weights', args.weights), ('--deeplab_weights', args.deeplab_weights), ('--saliency_dir', args.saliency_dir)]
-    for flag, path in wanted:
+        raise UserError('--voc12_root', f'{args.voc12_root} is no VOC devkit: it has no JPEGImages',
+                        'give the folder that holds it')
+    for flag in ('--weights', '--deeplab_weights', '--saliency_dir'):
+        path = getattr(args, flag[2:])
         if path and not Path(path).exists():
             raise UserError(flag, f'{path} does not exist', 'correct it; the README says where to get it')
         if args.baseline == 'eps' and not path:
@@ -63,18 +67,19 @@ def check(args):
 
 
 def portable(path):
-    """A path of the user's as the steps need it, which run in the repository's folder: relative to it where it lies inside."""
+    """A path of the user's for the steps, which run in the repository's folder: relative to it if it lies inside."""
     if not str(path):
         return ''
     path = Path(os.path.abspath(path))
     return str(path.relative_to(cli.REPO) if path.is_relative_to(cli.REPO) else path)
 
 
-def added_words(pairs):
+def added_words(texts):
     """{step: words} of the --add flags."""
     extra = {}
-    for name, text in pairs:
-        extra.setdefault(name, []).extend(text.split())
+    for text in texts:
+        name, *words = shlex.split(text) or ['']
+        extra.setdefault(name, []).extend(words)
     return extra
 
 

@@ -1,4 +1,4 @@
-"""The chain of commands from images with image-level labels to a segmentation network, and what each leaves to be reported.
+"""The chain of commands from image-level labels to a segmentation network, and what each leaves to be reported.
 
 Lists of words and paths only: tool/pipeline.py runs them, tool/report.py shows what came out.
 """
@@ -10,8 +10,8 @@ from tool.pipeline import Step
 BASELINES = ('seam', 'eps')
 EXPERIMENT = {'seam': 'SEAM_deeplabv1_resnet38', 'eps': 'EPS_deeplabv2_resnet101'}  # Step 3's default per baseline
 
-# mIoU in percent, by baseline, stage and split. PPC (Du et al., CVPR 2022); seeds at the best threshold, before any CRF.
-# SEAM: the median of three runs. EPS: from the README of the published code. Figures not known for certain are left out.
+# mIoU in percent, by baseline, stage and split. PPC (Du et al., CVPR 2022); seeds at the best threshold, before a CRF.
+# SEAM: the median of three runs. EPS: from the README of the published code. What is not known for certain is left out.
 PUBLISHED = {('seam', 'seeds', 'train'): 61.5, ('eps', 'seeds', 'train'): 70.5}
 
 NETWORK_SCRIPTS = ('contrast_train.py', 'contrast_infer.py', 'aff_train.py', 'aff_infer.py',
@@ -24,8 +24,8 @@ class Paths:
 
     weights: pretrained backbone of Step 1 and 2. out: the run's folder. lists: folder of the lists and cls_labels.npy.
     deeplab_weights: pretrained backbone of Step 3 ('': weights). saliency_dir: saliency maps, EPS only.
-    experiment: Step 3's experiment ('': the baseline's). masks_crf: train Step 3 on the random walk's masks after the CRF
-    (as the published README has it) or before. SEAM only: EPS takes the CRF's masks.
+    experiment: Step 3's experiment ('': the baseline's). masks_crf: train Step 3 on the random walk's masks after the
+    CRF (as the published README has it) or before. SEAM only: EPS takes the CRF's masks.
     """
     weights: str
     out: str
@@ -60,14 +60,16 @@ def chain(baseline, paths, extra=None, shared=(), workers=None, device=None):
     """The steps of a baseline ('seam' or 'eps') as a list of pipeline.Step.
 
     extra: {step name: words added to its command}. shared: words added to every step that runs a network.
-    workers, device: --num_workers of every step and --device of those with a network; they do not change what is computed.
+    workers, device: --num_workers of every step and --device of those with a network; neither changes what is computed.
+    UserError: extra names a step that the chain lacks.
     """
     steps = [*seed_steps(baseline, paths), *(affinity_steps(paths) if baseline == 'seam' else ()),
              *mask_evaluations(baseline, paths), *segmentation_steps(baseline, paths)]
     extra = extra or {}
-    unknown = set(extra) - {step.name for step in steps}
+    names = [step.name for step in steps]
+    unknown = set(extra).difference(names)
     if unknown:
-        raise UserError(min(unknown), 'is no step of the chain', f'choose one of {", ".join(step.name for step in steps)}')
+        raise UserError(min(unknown), 'is no step of the chain', f'choose one of {", ".join(names)}')
     return [completed(step, extra.get(step.name, ()), shared, workers, device) for step in steps]
 
 
@@ -94,7 +96,7 @@ def label_flag(paths):
 # ---------------------------------------------------------------- Step 1
 
 def seed_steps(baseline, paths):
-    """Lists and labels, training, CAMs of train_aug (for the next steps) and of val (to compare with DeepLab), scores."""
+    """Lists and labels, training, CAMs of train_aug (for the next steps) and val (to compare with DeepLab), scores."""
     eps = ('--baseline', 'eps') if baseline == 'eps' else ()
     saliency = ('--saliency_dir', paths.saliency_dir) if eps else ()
     out = () if paths.lists == 'voc12' else ('--out', paths.lists)
@@ -123,8 +125,8 @@ def infer_step(name, eps, paths, split, tail):
 def eval_step(name, paths, split, predict_dir, after, kind='png'):
     """The score of a folder of predictions of a split, over all background scores where they are CAMs."""
     words = ('eval.py', '--list', paths.list(split), '--predict_dir', predict_dir,
-             '--gt_dir', f'{paths.voc12_root}/SegmentationClass', '--comment', name.removeprefix('eval_'), '--type', kind,
-             '--logfile', paths.under(f'scores/{name}.txt'))
+             '--gt_dir', f'{paths.voc12_root}/SegmentationClass', '--comment', name.removeprefix('eval_'),
+             '--type', kind, '--logfile', paths.under(f'scores/{name}.txt'))
     return Step(name, words + (('--curve', 'True') if kind == 'npy' else ()), (after,))
 
 
@@ -134,7 +136,8 @@ def affinity_steps(paths):
     """Labels of AffinityNet, its training, and the random walk with and without the CRF."""
     session, root, cams = paths.under('aff'), ('--voc12_root', paths.voc12_root), paths.under('cam')
     refined = paths.under('aff_crf')
-    prepare = ('aff_prepare.py', *root, '--infer_list', paths.list('train_aug'), '--cam_dir', cams, '--out_crf', refined)
+    prepare = ('aff_prepare.py', *root, '--infer_list', paths.list('train_aug'), '--cam_dir', cams,
+               '--out_crf', refined)
     train = ('aff_train.py', '--weights', paths.weights, *root, '--la_crf_dir', f'{refined}/4.00',
              '--ha_crf_dir', f'{refined}/24.00', '--session_name', session, *training_lists(paths),
              '--tblog_dir', paths.under('tblog'), '--resume')
@@ -175,7 +178,8 @@ def mask_evaluations(baseline, paths):
 def segmentation_steps(baseline, paths):
     """DeepLab on the pseudo masks, and its four numbers on val."""
     experiment = ('--experiment', paths.experiment or EXPERIMENT[baseline])
-    session, root, out = paths.under('segmentation'), ('--voc12_root', paths.voc12_root), paths.under('segmentation_val')
+    session, out = paths.under('segmentation'), paths.under('segmentation_val')
+    root = ('--voc12_root', paths.voc12_root)
     masks_from = 'contrast_infer' if baseline == 'eps' else 'aff_infer_crf' if paths.masks_crf else 'aff_infer'
     train = ('segmentation/experiment/train.py', *experiment, '--pseudo_gt', paths.masks(baseline),
              '--weights', paths.deeplab_weights or paths.weights, *root, '--session_name', session,
@@ -189,13 +193,12 @@ def segmentation_steps(baseline, paths):
 # ---------------------------------------------------------------- what came out
 
 def rows(baseline, paths):
-    """The Model Zoo table's rows, for tool/report.py: stage, split, the JSON file with the score and its entry there, the
-    published figure or None; short: its name among the steps of the chain, for rows that are one."""
-    found = [row(baseline, paths, 'seeds', 'train', 'eval_seeds', 'best', 'Seeds, best threshold', oracle=True),
-             row(baseline, paths, 'seeds', 'train', 'eval_seeds', 'fixed', 'Seeds, fixed threshold', short='seeds')]
+    """The Model Zoo table's rows, for tool/report.py: stage, split, the JSON file with the score and its entry there,
+    the published figure or None; short: its name among the steps of the chain, for rows that are one."""
+    found = [row(baseline, paths, 'seeds', 'train', 'eval_seeds', 'best', 'Seeds, best threshold', oracle=True)]
     for split, tail in (('train', ''), ('val', '_val')):
-        if split == 'val':
-            found.append(row(baseline, paths, 'seeds', split, 'eval_seeds_val', 'fixed', 'Seeds, fixed threshold', short='seeds'))
+        seeds = f'eval_seeds{tail}'
+        found.append(row(baseline, paths, 'seeds', split, seeds, 'fixed', 'Seeds, fixed threshold', short='seeds'))
         title = 'Pseudo masks: seeds + CRF' if baseline == 'eps' else 'Seeds + CRF'
         short = 'pseudo masks' if baseline == 'eps' else 'seeds + CRF'
         found.append(row(baseline, paths, 'crf', split, f'eval_seeds_crf{tail}', 'fixed', title, short=short))
@@ -210,7 +213,7 @@ def rows(baseline, paths):
 
 
 def walk_names(paths):
-    """(title, short name) of the random walk's masks before and after the CRF; DeepLab is trained on the pseudo masks."""
+    """(title, short name) of the random walk's masks before and after the CRF; DeepLab trains on the pseudo masks."""
     if paths.masks_crf:
         return ('Random walk', 'random walk'), ('Pseudo masks: random walk + CRF', 'pseudo masks')
     return ('Pseudo masks: random walk', 'pseudo masks'), ('Random walk + CRF', '')
@@ -225,7 +228,8 @@ def row(baseline, paths, stage, split, step, entry, title, short='', oracle=Fals
 
 def report_input(baseline, paths, steps, title, notes=()):
     """The description of a run that tool/report.py builds its page from. steps: those of `chain`. notes: paragraphs."""
-    sessions = {'contrast': 'Step 1: classification and contrast', 'aff': 'Step 2: AffinityNet', 'segmentation': 'Step 3: DeepLab'}
+    sessions = {'contrast': 'Step 1: classification and contrast', 'aff': 'Step 2: AffinityNet',
+                'segmentation': 'Step 3: DeepLab'}
     curves = {'train': 'eval_seeds', 'val': 'eval_seeds_val'}
     return {
         'title': title, 'notes': list(notes), 'supervision': 'saliency' if baseline == 'eps' else '',

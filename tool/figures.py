@@ -10,18 +10,19 @@ INK, MUTED, FAINT, ACCENT, WARM = '#1b2733', '#66727f', '#dfe4ea', '#1f5fa8', '#
 GOOD, BAD = '#1a7f4b', '#b3352b'
 WIDTH = 4.1  # inches, of every figure
 STYLE = {
-    'font.size': 9.5, 'axes.titlesize': 9.5, 'axes.labelsize': 9, 'xtick.labelsize': 8.5, 'ytick.labelsize': 8.5, 'legend.fontsize': 9,
-    'text.color': INK, 'axes.labelcolor': MUTED, 'xtick.color': MUTED, 'ytick.color': MUTED, 'axes.edgecolor': '#b8c0c9',
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .7, 'xtick.major.width': .7, 'ytick.major.width': .7,
-    'xtick.major.size': 3, 'ytick.major.size': 0, 'axes.grid': True, 'axes.grid.axis': 'y', 'grid.color': FAINT, 'grid.linewidth': .7,
-    'axes.axisbelow': True, 'legend.frameon': False, 'lines.linewidth': 1.4, 'figure.facecolor': 'none', 'axes.facecolor': 'none',
+    'font.size': 9.5, 'axes.titlesize': 9.5, 'axes.labelsize': 9, 'xtick.labelsize': 8.5, 'ytick.labelsize': 8.5,
+    'legend.fontsize': 9, 'text.color': INK, 'axes.labelcolor': MUTED, 'xtick.color': MUTED, 'ytick.color': MUTED,
+    'axes.edgecolor': '#b8c0c9', 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .7,
+    'xtick.major.width': .7, 'ytick.major.width': .7, 'xtick.major.size': 3, 'ytick.major.size': 0,
+    'axes.grid': True, 'axes.grid.axis': 'y', 'axes.axisbelow': True, 'grid.color': FAINT, 'grid.linewidth': .7,
+    'legend.frameon': False, 'lines.linewidth': 1.4, 'figure.facecolor': 'none', 'axes.facecolor': 'none',
     'svg.fonttype': 'none', 'svg.hashsalt': 'report',  # text stays text; the same numbers give the same bytes
 }
 
 
 @contextlib.contextmanager
 def drawing(height):
-    """Yield (figure, uris): a figure of WIDTH × height inches to draw on; when the block ends, uris holds its data URI."""
+    """Yield (figure, uris): a figure of WIDTH × height inches to draw on; after the block, uris holds its data URI."""
     import matplotlib
     from matplotlib.figure import Figure
     uris = []
@@ -49,8 +50,8 @@ def losses(log):
             place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 2, (index - 1) % 2]
             axes = figure.add_subplot(place)
             loss_panel(axes, steps, np.array([row.get(name, np.nan) for row in log], float), most=50 if index else 100)
-            axes.set_title('sum of all terms' if index == 0 and terms[1:] else name.removeprefix('loss_').replace('_', ' '),
-                           loc='left', color=INK)
+            title = 'sum of all terms' if index == 0 and terms[1:] else name.removeprefix('loss_').replace('_', ' ')
+            axes.set_title(title, loc='left', color=INK)
             if index >= len(names) - 2:
                 axes.set_xlabel('step')
     return uris[0]
@@ -70,7 +71,7 @@ def loss_panel(axes, steps, values, most):
 
 
 def threshold_curves(curves):
-    """mIoU over the background score. curves: list of (title, summary), as eval.py writes it to JSON with --curve → data URI."""
+    """mIoU over the background score. curves: list of (title, what eval.py --curve writes to JSON) → data URI."""
     from matplotlib.ticker import FormatStrFormatter
     with drawing(2.7) as (figure, uris):
         axes = figure.subplots()
@@ -88,12 +89,13 @@ def threshold_curves(curves):
 
 
 def class_bars(stages, names):
-    """IoU per class along the steps: a bar to the last step, a dot per step, and the last value with its change from the first.
+    """IoU per class along the steps: a bar to the last, a dot for each, the last value and its change from the first.
 
-    stages: list of (title, {class name: IoU in %}), in the order of the steps. names: the classes, top to bottom → data URI.
+    stages: list of (title, {class name: IoU in %}), in the order of the steps. names: of the classes, from the top.
+    Returns a data URI.
     """
     import matplotlib
-    colours = [matplotlib.colors.to_hex(matplotlib.colormaps['YlGnBu'](v)) for v in np.linspace(.35, .8, len(stages) - 1)] + [WARM]
+    colours = [*matplotlib.colormaps['YlGnBu'](np.linspace(.35, .8, len(stages) - 1)), WARM]
     values = np.array([[iou[name] for name in names] for _, iou in stages])
     y = np.arange(len(names))[::-1]
     with drawing(.205 * len(names) + .8) as (figure, uris):
@@ -101,13 +103,14 @@ def class_bars(stages, names):
         axes.barh(y, values[-1], height=.62, color='#e9edf2')
         axes.hlines(y, values.min(0), values.max(0), color='#b8c0c9', lw=1, zorder=2)
         for (title, _), row, colour in zip(stages, values, colours):
-            axes.plot(row, y, 'o', ms=5 if colour == WARM else 4.5, color=colour, label=title, zorder=3, mec='white', mew=.5, clip_on=False)
+            axes.plot(row, y, 'o', ms=5, color=colour, mec='white', mew=.5, label=title, zorder=3, clip_on=False)
         for position, first, last in zip(y, values[0], values[-1]):
             axes.text(118, position, f'{last:.1f}', ha='right', va='center', color=INK)
             if len(stages) > 1:
-                change = last - first
-                axes.text(137, position, f'{change:+.1f}'.replace('-', '−'), ha='right', va='center', color=GOOD if change >= 0 else BAD)
-        axes.set(yticks=y, yticklabels=names, xlim=(0, 137), ylim=(-.7, len(names) - .3), xticks=range(0, 101, 20), xlabel='IoU (%)')
+                change, colour = f'{last - first:+.1f}'.replace('-', '\u2212'), GOOD if last >= first else BAD
+                axes.text(137, position, change, ha='right', va='center', color=colour)
+        axes.set(yticks=y, yticklabels=names, xticks=range(0, 101, 20), xlabel='IoU (%)',
+                 xlim=(0, 137), ylim=(-.7, len(names) - .3))
         axes.xaxis.set_label_coords(50 / 137, -.05)
         axes.tick_params(axis='y', colors=INK)
         axes.grid(False)

@@ -17,7 +17,7 @@ SUFFIX = {'cam': '.npy', 'mask': '.png'}
 
 @dataclass(frozen=True)
 class Scored:
-    """An image's id, its mIoU in % over the classes that it shows or was given, and the labels that its ground truth holds."""
+    """An image's id, its mIoU in % over the classes in it or predicted in it, and the labels of its ground truth."""
     name: str
     miou: float
     labels: tuple
@@ -26,7 +26,7 @@ class Scored:
 def section(images, classes, workers=0, each=6):
     """The section of the page: `each` worst and best images by the last stage's masks, and the colours of the classes.
 
-    images: see tool/report.py. Stages without files are left out; '' where no photo or no ground truth or no stage is there.
+    images: see tool/report.py. Stages without files are left out; '' where no photo, ground truth or mask is there.
     """
     ids = available(files.read_list(images['list'], 'list'), images['photos'], '.jpg')
     ids = available(ids, images['ground_truth'], '.png')
@@ -42,8 +42,9 @@ def section(images, classes, workers=0, each=6):
     worst, best = scored[:each], scored[each:][::-1][:each]
     blocks = [f'<h3>{title}</h3>{"".join(card(item, images, stages, classes) for item in group)}'
               for title, group in (('Worst', worst), ('Best', best)) if group]
-    text = f'The extremes of {len(ids):,} images of {html.escape(Path(images["list"]).stem)}, by the mIoU that the image has by ' \
-           f'itself at “{html.escape(masks[-1]["title"])}”: the mean over the classes that are in it or were predicted in it.'
+    where, stage = html.escape(Path(images['list']).stem), html.escape(masks[-1]['title'])
+    text = f'The extremes of {len(ids):,} images of {where}, by the mIoU that an image has by itself at “{stage}”: ' \
+           'the mean over the classes that are in it or were predicted in it.'
     return f'<h2>Images</h2><p class="muted small">{text}</p>{palette(classes)}{"".join(blocks)}'
 
 
@@ -75,21 +76,23 @@ def card(item, images, stages, classes):
     cells.append(picture(png(truth, classes.palette), 'ground truth', 'mask'))
     present = ', '.join(classes.names[label] for label in item.labels if label)
     words = f'<b>mIoU {item.miou:.1f}</b><span>{html.escape(present)}</span><span>{html.escape(item.name)}</span>'
-    return f'<article class="card"><h4>{words}</h4><div class="strip" style="--n:{len(cells)}">{"".join(cells)}</div></article>'
+    strip = f'<div class="strip" style="--n:{len(cells)}">{"".join(cells)}</div>'
+    return f'<article class="card"><h4>{words}</h4>{strip}</article>'
 
 
 def picture(uri, title, kind='photo'):
     """One picture of a strip, with its caption."""
     title = html.escape(title)
-    return f'<figure><img class="{kind}" src="{uri}" alt="{title}" loading="lazy"><figcaption>{title}</figcaption></figure>'
+    return f'<figure><img class="{kind}" src="{uri}" alt="{title}"><figcaption>{title}</figcaption></figure>'
 
 
 def palette(classes):
     """The legend: every class with its colour."""
     colours = np.asarray(classes.palette).reshape(-1, 3)
-    items = [(name, colours[label]) for label, name in enumerate(classes.names)] + [('ignored', colours[metrics.IGNORE])]
-    return '<ul class="legend">' + ''.join(
-        f'<li><i style="background:rgb({r} {g} {b})"></i>{html.escape(name)}</li>' for name, (r, g, b) in items) + '</ul>'
+    named = [*enumerate(classes.names), (metrics.IGNORE, 'ignored')]
+    items = [f'<li><i style="background:rgb({" ".join(map(str, colours[label]))})"></i>{html.escape(name)}</li>'
+             for label, name in named]
+    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def jpeg(pixels):

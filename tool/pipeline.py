@@ -41,9 +41,9 @@ def run_steps(steps, log_dir, dry_run=False, start=None, quiet=False):
 
     A step is done when <log_dir>/<name>.json records its fingerprint: its command and the steps it reads from.
     What it prints goes to the terminal and to <log_dir>/<name>.log. dry_run: print the commands only.
-    start: name of a step: those before it are taken as done; it and those after it are done anew, without what they left.
+    start: name of a step. Those before it are taken as done; it and those after are done anew, without what they left.
     quiet: print nothing; the log has all, progress bars and messages included (for chains that run side by side).
-    UserError: a command failed (its own message stands above); what it left came from another command; no step `start`.
+    UserError: a command failed (its message stands above); what it left came from another command; no step `start`.
     """
     names = [step.name for step in steps]
     if start is not None and start not in names:
@@ -87,18 +87,18 @@ def read_record(log_dir, name):
 def clear(step, before, now, anew):
     """Make sure that the step does not go on with files that another command left: scripts skip files that exist.
 
-    before: its record; now: its fingerprint. anew: remove what it left. UserError: another command left some, and not anew.
+    before: its record; now: its fingerprint. anew: remove what it left. UserError: another command left it, not anew.
     """
     if anew:
         for path in step.made():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif before['fingerprint'] != now and step.made():
-        raise UserError(step.made()[0], f'was written by another command than the {step.name} of now, or from other input',
+        raise UserError(step.made()[0], f'was left by another command than {step.name} now is, or by other input',
                         f'add --from {step.name} to do the chain anew from there, or choose another folder')
 
 
 def record_run(step, log_dir, digest, quiet):
-    """Run the step; keep a record that it was begun (under its fingerprint `digest`) and, in the end, how long it took."""
+    """Run the step; keep a record that it was begun (its fingerprint: `digest`) and, in the end, how long it took."""
     record = {'fingerprint': digest, 'command': step.line, 'seconds': None}
     files.save_json(log_dir / f'{step.name}.json', record)
     start = time.monotonic()
@@ -107,7 +107,7 @@ def record_run(step, log_dir, digest, quiet):
 
 
 def run(step, log_dir, quiet):
-    """Run one step from the repository's root; its output is passed on line by line (not if quiet) and kept in the log."""
+    """Run one step from the repository's root; its output is passed on by the line (unless quiet) and kept in the log."""
     log = log_dir / f'{step.name}.log'
     command = [sys.executable, '-u', *map(str, (*step.words, *step.machine))]
     messages = subprocess.STDOUT if quiet else None

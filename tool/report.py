@@ -34,8 +34,8 @@ def build(description, path, classes, workers=0):
               if (summary := read_scores(curve['scores'])) and summary.get('curve')]
     runs = [read_run(run) for run in description.get('runs', ())]
     images = description.get('images')
-    sections = [results_section(rows), losses_section(runs), curve_section(curves), classes_section(rows, classes.names),
-                gallery.section(images, classes, workers) if images else '',
+    sections = [results_section(rows), losses_section(runs), curve_section(curves),
+                classes_section(rows, classes.names), gallery.section(images, classes, workers) if images else '',
                 settings_section(runs), commands_section(description)]
     page = string.Template(TEMPLATE.read_text(encoding='utf-8')).substitute(
         title=html.escape(description['title']), header=header(description, rows),
@@ -58,7 +58,7 @@ def read_scores(path):
 
 
 def read_row(row):
-    """A row of the description with 'here' (mIoU in % or None), 'class_iou' ({name: %} or None), 'images', 'threshold'."""
+    """A row with all its keys; beside 'here' 'class_iou' ({name: %}), 'images', 'threshold', None where unknown."""
     empty = dict.fromkeys(('here', 'published', 'class_iou', 'images', 'threshold')) | {'short': '', 'oracle': False}
     scores = read_scores(row['scores']) if 'scores' in row else None
     if scores is None:
@@ -110,9 +110,9 @@ def header(description, rows):
     parts += [f'<p>{html.escape(note)}</p>' for note in description.get('notes', ())]
     steps = [row for row in rows if row['short'] and row['here'] is not None]
     if steps:
-        items = ''.join(f'<li><b>{number(row["here"])}</b><span>{html.escape(row["short"])}, {html.escape(row["split"])}</span></li>'
-                        for row in headline(steps))
-        parts.append(f'<ul class="path">{items}</ul>'
+        items = [f'<li><b>{number(row["here"])}</b><span>{html.escape(row["short"])}, {html.escape(row["split"])}</span></li>'
+                 for row in headline(steps)]
+        parts.append(f'<ul class="path">{"".join(items)}</ul>'
                      '<p class="muted small">mIoU in %, background included, after each step.</p>')
     return '\n'.join(parts)
 
@@ -139,8 +139,8 @@ def results_section(rows):
     notes = ['Every figure is mIoU in % over all classes, background included, on the split that it stands under.']
     if any(row['oracle'] for row in rows):
         notes.append('The best threshold is the background score picked with the very ground truth that it is scored on '
-                     '(an oracle): an upper bound, as papers report it, that nobody has without masks. The fixed one is '
-                     'chosen beforehand.')
+                     '(an oracle): an upper bound, as papers report it, that nobody has without masks. '
+                     'The fixed one is chosen beforehand.')
     if any(row['split'] == 'val' for row in rows):
         notes.append('Seeds and masks are made with the image-level labels of their images, on val too; '
                      'DeepLab sees the image alone.')
@@ -175,7 +175,8 @@ def run_line(run):
     """A training run's size in a few words."""
     info = run['info']
     words = {'total_batch': 'batch ', 'seed': 'seed ', 'device': ''}
-    return ', '.join([f'{len(run["log"]):,} steps', *(f'{word}{info[key]}' for key, word in words.items() if key in info)])
+    found = [f'{word}{info[key]}' for key, word in words.items() if key in info]
+    return ', '.join([f'{len(run["log"]):,} steps', *found])
 
 
 def curve_section(curves):
@@ -183,25 +184,28 @@ def curve_section(curves):
     if not curves:
         return ''
     image = plot(figures.threshold_curves(curves), 'mIoU of the seeds over the background score', 'Seeds', '')
-    return section('Background threshold', [image], 'A pixel is background where no class scores above the threshold. '
-                   'The best one (filled dot) is found with the ground truth: an oracle. The fixed one (open dot) is not.')
+    return section('Background threshold', [image], 'A pixel is background where no class scores above it. The best '
+                   'threshold (filled dot) is found with the ground truth: an oracle. The fixed one (open dot) is not.')
 
 
 def classes_section(rows, names):
     """IoU per class: a plot per split, and all the numbers."""
     steps = [row for row in rows if row['short'] and row['class_iou']]
-    splits = {split: [row for row in steps if row['split'] == split] for split in dict.fromkeys(row['split'] for row in steps)}
+    splits = {}
+    for row in steps:
+        splits.setdefault(row['split'], []).append(row)
     plots = [plot(figures.class_bars([(row['short'], row['class_iou']) for row in group], names), f'IoU per class on {split}',
                   split, f'from {group[0]["short"]} to {group[-1]["short"]}' if group[1:] else '')
              for split, group in splits.items()]
-    text = 'Bar and first number: the last step. Dots: every step. Second number: the change from the first step to the last.'
+    text = 'Bar and first number: the last step. Dots: every step. Second number: the change from first to last.'
     return section('IoU per class', plots, text) + class_table(splits, names) if plots else ''
 
 
 def class_table(splits, names):
     """All IoU per class, split and step; scrolls sideways where it does not fit."""
     steps = [(row, ' first' if row is group[0] else '') for group in splits.values() for row in group]
-    groups = ''.join(f'<th class="first" colspan="{len(group)}">{html.escape(split)}</th>' for split, group in splits.items())
+    groups = ''.join(f'<th class="first" colspan="{len(group)}">{html.escape(split)}</th>'
+                     for split, group in splits.items())
     head = ''.join(f'<th class="num{first}">{html.escape(row["short"])}</th>' for row, first in steps)
 
     def line(title, values, kind=''):
@@ -209,16 +213,16 @@ def class_table(splits, names):
         return f'<tr{kind}><th>{html.escape(title)}</th>{cells}</tr>'
     body = [line(name, [row['class_iou'][name] for row, _ in steps]) for name in names]
     body.append(line('mean', [row['here'] for row, _ in steps], ' class="total"'))
-    return '<h3>All numbers</h3><div class="scroll"><table>' \
-           f'<thead><tr><th></th>{groups}</tr><tr><th>IoU in %</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return f'<h3>All numbers</h3><div class="scroll"><table><thead><tr><th></th>{groups}</tr>' \
+           f'<tr><th>IoU in %</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def settings_section(runs):
     """What each training run was set to, and the environment of the last one (of this process where there is none)."""
     runs = [run for run in runs if run['info']]
     info = runs[-1]['info'] if runs else runinfo.describe({})
-    environment = {'commit': info['git_commit'], 'python': info['python'], **info['packages'], 'platform': info['platform'],
-                   'device': info['device'], 'time': info['time']}
+    environment = {'commit': info['git_commit'], 'python': info['python'], **info['packages'],
+                   'platform': info['platform'], 'device': info['device'], 'time': info['time']}
     blocks = [details(run['title'], run['info']['settings']) for run in runs]
     return '<h2>Settings and environment</h2>' + ''.join(blocks) + details('Environment', environment)
 
@@ -260,8 +264,8 @@ def duration(seconds):
 
 def footer(description):
     """The method's citation, credits, and when the page was made."""
-    lines = ['Method: Ye Du, Zehua Fu, Qingjie Liu, Yunhong Wang. <a href="https://arxiv.org/abs/2110.07110">Weakly Supervised '
-             'Semantic Segmentation by Pixel-to-Prototype Contrast</a>. CVPR 2022.',
+    lines = ['Method: Ye Du, Zehua Fu, Qingjie Liu, Yunhong Wang. <a href="https://arxiv.org/abs/2110.07110">Weakly '
+             'Supervised Semantic Segmentation by Pixel-to-Prototype Contrast</a>. CVPR 2022.',
              *map(html.escape, description.get('credits', ())),
              f'Page made {time.strftime("%Y-%m-%d %H:%M")} at commit {runinfo.git_commit()}.']
     return '\n'.join(f'<p>{line}</p>' for line in lines)
