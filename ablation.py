@@ -14,7 +14,7 @@ from tool import cli
 
 SEAM_TERMS, CONTRAST_TERMS = ('rvmin', 'er', 'ecr'), ('cross_prototype', 'cross_cam', 'intra')
 ROWS = {  # row: (the terms that are off, further training words, further inference words)
-    'plain CAM': ((*SEAM_TERMS, *CONTRAST_TERMS), (), ('--map', 'cam')),
+    'plain CAM': ((*SEAM_TERMS, *CONTRAST_TERMS), (), ('--map', 'plain')),
     'SEAM': (CONTRAST_TERMS, (), ()),
     '+ cross-prototype': (('cross_cam', 'intra'), (), ()),
     '+ cross-CAM': (('intra',), (), ()),

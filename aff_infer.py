@@ -51,7 +51,7 @@ def main(args):
     from voc12.affinity_data import PaddedImages
     from voc12.dataset import image_folder
 
-    device = cli.select_device(args.device)
+    device = cli.set_up(args)
     folders = {'rw': (files.out_dir(args.out_rw, '--out_rw'), '.png')}
     if args.out_rw_npy:
         folders['npy'] = files.out_dir(args.out_rw_npy, '--out_rw_npy'), '.npy'

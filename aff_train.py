@@ -36,8 +36,7 @@ def main(args):
     from voc12.affinity_files import check_alphas
     from voc12.classes import IGNORE, VOC
 
-    device = cli.select_device(args.device)
-    torch.manual_seed(args.seed)
+    device = cli.set_up(args)
     ids = files.read_list(args.train_list, '--train_list')
     check(args, len(ids))
     check_alphas(ids, args.la_crf_dir, args.ha_crf_dir)

@@ -17,7 +17,7 @@ from tool import baselines, cli
 SCALES = (0.5, 1.0, 1.5, 2.0)
 DEFAULTS = {  # as tool/baselines.py says: SEAM, EPS, EPS without contrast
     'network': ('network.resnet38_contrast', 'network.resnet38_eps_contrast', 'network.resnet38_eps_contrast'),
-    'crf_iters': (10, 5, 5), 'alpha': (None, 8., 8.),
+    'crf_iters': (10, 5, 5), 'alpha': (None, 8., 8.), 'map': ('revised', None, None),
 }
 
 
@@ -29,6 +29,8 @@ def get_args_parser():
     parser.add_argument('--infer_list', default='voc12/train.txt', help='image ids')
     cli.add_data_flags(parser)
     parser.add_argument('--scales', type=cli.positive_number, nargs='+', default=SCALES, help='image scales that are summed')
+    parser.add_argument('--map', choices=('revised', 'plain'), default='revised',
+                        help='CAMs as the PCM revises them, or as the classifier makes them (EPS: always plain)')
     parser.add_argument('--out_cam', help='folder of the CAMs (.npy)')
     parser.add_argument('--out_cam_pred', help='folder of the seeds (.png)')
     parser.add_argument('--out_cam_pred_alpha', type=cli.unit_interval, default=0.26, help='background score of the seeds')
@@ -52,7 +54,7 @@ def main(args):
     from voc12.dataset import MultiScaleImages
 
     baselines.check(args, DEFAULTS)
-    device = cli.select_device(args.device)
+    device = cli.set_up(args)
     outputs = output_files(args)
     ids = files.read_list(args.infer_list, '--infer_list')
     dataset = MultiScaleImages(ids, args.voc12_root, args.cls_labels, args.scales, args.convert_rgb)
@@ -64,10 +66,13 @@ def main(args):
     weights.load_weights(net, state, args.weights)
     cli.place(net, device, args.amp).eval()
 
+    def plain(x):  # without the PCM
+        return net.fc8(net.features(x)['conv6'])
+
     if args.baseline == 'eps':
-        cams_of = functools.partial(eps.multi_scale, lambda x: net.fc8(net.features(x)['conv6']))  # the PCM is not needed
+        cams_of = functools.partial(eps.multi_scale, plain)
     else:
-        cams_of = functools.partial(cam.multi_scale, lambda x: net.maps(x)[1])
+        cams_of = functools.partial(cam.multi_scale, plain if args.map == 'plain' else lambda x: net.maps(x)[1])
     with parallel.Background(args.num_workers if args.out_crf else 0) as background, torch.inference_mode():
         for item in parallel.progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
             classes = item['label'].nonzero()[:, 0]

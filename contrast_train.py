@@ -69,8 +69,7 @@ def main(args):
     from voc12.classes import VOC
 
     baselines.check(args, DEFAULTS)
-    device = cli.select_device(args.device)
-    torch.manual_seed(args.seed)
+    device = cli.set_up(args)
     pretrained = weights.read_weights(args.weights, args.background_last)
     net = weights.build_net(args.network, pretrained, num_classes=VOC.num_classes)
     weights.load_weights(net, pretrained, args.weights, required='backbone')

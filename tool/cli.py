@@ -117,7 +117,8 @@ def add_device_flags(parser):
     parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
     parser.add_argument('--amp', choices=('off', 'bf16', 'fp16'), default='off',
                         help='precision of the convolutions; losses and normalisations stay in float32')
-    parser.add_argument('--seed', type=non_negative, default=0, help='seed of every random choice')
+    parser.add_argument('--seed', type=non_negative, default=0,
+                        help='seed of every random choice (inference makes none, unless your --network does)')
 
 
 def add_training_flags(parser, *, batch_size, lr):
@@ -168,6 +169,16 @@ def repo_path(path):
     return REPO / path if path.parts[:1] == ('voc12',) and not path.exists() else path
 
 
+def set_up(args):
+    """What a script with add_device_flags does first: seed PyTorch by --seed, check --device and --amp, return the torch.device."""
+    import torch
+    torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # numbers under 1e-38 count as 0: on a CPU each would cost a hundred ordinary ones
+    device = select_device(args.device)
+    autocast(device, args.amp)
+    return device
+
+
 def select_device(name):
     """The torch.device of a --device flag. UserError where the flag is malformed or CUDA is not to be had."""
     import torch
@@ -198,7 +209,10 @@ def autocast(device, amp):
 
 
 def place(net, device, amp):
-    """Move a network to its device, in channels-last layout under mixed precision, where convolutions like it. Returns it."""
+    """Move a network to its device, in channels-last layout under mixed precision on CUDA. Returns it.
+
+    Not on the CPU: there it gains nothing measurable, and PyTorch's backward pass has crashed on it (few channels, bf16).
+    """
     import torch
-    torch.set_flush_denormal(True)  # numbers under 1e-38 count as 0: on a CPU each would cost a hundred ordinary ones
-    return net.to(device, memory_format=torch.preserve_format if amp == 'off' else torch.channels_last)
+    last = amp != 'off' and device.type == 'cuda'
+    return net.to(device, memory_format=torch.channels_last if last else torch.preserve_format)

@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tool import cli, distributed, files, loading, runinfo
+from tool import distributed, files, loading, runinfo
 from tool.cli import UserError
 from tool.parallel import progress
+
+
+PLURAL = {'weight': 'weights', 'bias': 'biases'}
 
 
 def parameter_groups(net, lr, weight_decay):
@@ -28,13 +31,13 @@ def parameter_groups(net, lr, weight_decay):
     net.from_scratch names the child modules that are new. BatchNorm's affine parameters are never optimised: Steps 1
     and 2 freeze them, Step 3 leaves them as loaded (SPEC sections 1 and 7). Prints the size of each group.
     """
-    groups = {(new, kind): [] for new in (False, True) for kind in ('weight', 'bias')}
+    groups = {(new, kind): [] for new in (False, True) for kind in PLURAL}
     for name, module in net.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             for kind, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     groups[name.split('.')[0] in net.from_scratch, kind].append(parameter)
-    print('parameters: ' + ', '.join(f'{sum(p.numel() for p in group):,} in {"new" if new else "pretrained"} {kind}s'
+    print('parameters: ' + ', '.join(f'{sum(p.numel() for p in group):,} in {"new" if new else "pretrained"} {PLURAL[kind]}'
                                      for (new, kind), group in groups.items() if group))
     return [{'params': group, 'lr': lr * (10 if new else 1) * (2 if kind == 'bias' else 1),
              'weight_decay': 0. if kind == 'bias' else weight_decay}
@@ -128,7 +131,7 @@ class Run:
                 if bad:
                     listing = ', '.join(f'{name} = {value}' for name, value in bad.items() if name != 'loss') or 'their sum'
                     raise UserError('loss', f'not finite at step {step}: {listing}',
-                                    f'lower --lr or use --amp off; {self._path(".ckpt")} holds the last sound state')
+                                    f'lower the learning rate or use --amp off; {self._path(".ckpt")} holds the last sound state')
                 log.write(json.dumps({'step': step, **values}) + '\n')
                 for name, value in values.items():
                     self.writer.add_scalar(f'train/{name}', value, step)

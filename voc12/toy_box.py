@@ -1,6 +1,7 @@
 """The reference that seeds must beat: without a network, a centred box of half the image's area, of a class in the label.
 
-    python voc12/toy_box.py --list runs/toy/lists/train.txt --voc12_root runs/toy --cls_labels runs/toy/lists/cls_labels.npy --out runs/toy/box
+    python voc12/toy_box.py --list runs/toy/lists/train.txt --voc12_root runs/toy \\
+        --cls_labels runs/toy/lists/cls_labels.npy --out runs/toy/box
 
 Reads  --list, --cls_labels, the sizes of <voc12_root>/JPEGImages. Writes <out>/<id>.png.
 """

@@ -52,9 +52,8 @@ def main(args):
         files.need_files(ids, gt_dir, '.png', '--gt_dir; images without ground truth need --split test')
 
     from segmentation import model
-    device = cli.select_device(args.device)
-    cli.autocast(device, args.amp)  # refuses now what the device cannot do
-    net = model.trained(config, weights).to(device).eval()
+    device = cli.set_up(args)
+    net = cli.place(model.trained(config, weights), device, args.amp).eval()
 
     out_dir = files.out_dir(args.out_dir or f'{config.EXP_NAME}_{args.split}', '--out_dir')
     logits_dir = args.out_logits and files.out_dir(args.out_logits, '--out_logits')

@@ -43,10 +43,8 @@ def main(args):
     from tool import training
     from voc12.dataset import image_folder
     from voc12.segmentation_data import Augmentation, PseudoMasks
-    device = cli.select_device(args.device)
-    cli.autocast(device, args.amp)  # refuses now what the device cannot do
-    torch.manual_seed(args.seed)  # the head's first weights
-    net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN)).to(device)
+    device = cli.set_up(args)
+    net = cli.place(model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN)), device, args.amp)
 
     root, mask_dir = configs.located(args.voc12_root), configs.located(config.DATA_PSEUDO_GT)
     masks = preflight.check(ids, image_folder(root), mask_dir, root / 'SegmentationClass', VOC, args.num_workers)
