@@ -117,7 +117,7 @@ def test_the_unsound_parts_are_what_is_refused(tmp_path):
 
 def test_sizes_beyond_the_file_take_no_memory(tmp_path):
     """A memo number, a length and a shape of billions, in files of a few bytes."""
-    payloads = [b'\x80\x04]r\xff\xff\xff\x7f.', b'\x80\x05\x96' + (2 ** 38).to_bytes(8, 'little') + b'x.',
+    payloads = [b'\x80\x04]r\x00\x00\x00\x01.', b'\x80\x05\x96' + (2 ** 38).to_bytes(8, 'little') + b'x.',
                 b'\x80\x04\x95' + (2 ** 38).to_bytes(8, 'little') + b'].', b'\x80\x04\x8e' + (2 ** 38).to_bytes(8, 'little') + b'x.']
     paths = [npy_of(tmp_path / f'{n}.npy', payload) for n, payload in enumerate(payloads)]
     np.save(tmp_path / 'shape.npy', np.zeros(3))
