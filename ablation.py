@@ -1,4 +1,4 @@
-"""What each loss term adds, on the toy VOC: five rows, several seeds each, one training command a run; medians and spread.
+"""What each loss term adds, on the toy VOC: a row a set of losses, several seeds each, one training command a run; medians and spread.
 
     python ablation.py [--out runs/ablation] [--seeds 3]
 
@@ -8,18 +8,22 @@ The figures are seeds (cam of contrast_infer.py, no CRF) on the toy train split,
 import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from tool import cli
 
-SEAM_TERMS, CONTRAST_TERMS = ('rvmin', 'er', 'ecr'), ('cross_prototype', 'cross_cam', 'intra')
-ROWS = {  # row: (the terms that are off, further training words, further inference words)
-    'plain CAM': ((*SEAM_TERMS, *CONTRAST_TERMS), (), ('--map', 'plain')),
-    'SEAM': (CONTRAST_TERMS, (), ()),
+SEAM = ('rvmin', 'er', 'ecr')
+CONTRAST = ('cross_prototype', 'cross_cam', 'intra')
+EPS = ('--baseline', 'eps')
+PLAIN_EPS = (*EPS, '--network', 'network.resnet38_eps')
+ROWS = {  # row: (the terms that are off, further words of training, further words of inference)
+    'plain CAM': ((*SEAM, *CONTRAST), (), ('--map', 'plain')),
+    'SEAM': (CONTRAST, (), ()),
     '+ cross-prototype': (('cross_cam', 'intra'), (), ()),
     '+ cross-CAM': (('intra',), (), ()),
     '+ intra-view (full PPC)': ((), (), ()),
     'full PPC, momentum 5e-4 (published)': ((), ('--momentum', 5e-4), ()),
+    'EPS': ((), PLAIN_EPS, PLAIN_EPS),
+    'EPS + PPC': ((), EPS, EPS),
 }
 
 
@@ -28,7 +32,8 @@ def get_args_parser():
     parser.add_argument('--out', default='runs/ablation', help='folder for everything')
     parser.add_argument('--seeds', type=cli.positive, default=3, help='runs a row')
     parser.add_argument('--jobs', type=cli.positive, default=cli.cores(), help='runs side by side, one thread each')
-    parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=tuple(ROWS), metavar='ROW', help='rows to run, of: ' + '; '.join(ROWS))
+    parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=tuple(ROWS), metavar='ROW',
+                        help='rows to run, of: ' + '; '.join(ROWS))
     return parser
 
 
@@ -53,25 +58,26 @@ def data_steps(out):
     """The steps that make the toy set and its lists."""
     from tool.pipeline import Step
     from voc12 import toy_recipe
-    counts = [word for split, n in toy_recipe.IMAGES.items() for word in (f'--{split}', n)]
-    return [Step('toy', ('voc12/toy.py', '--out', out / 'VOC2012', *counts)),
+    return [Step('toy', ('voc12/toy.py', '--out', out / 'VOC2012', *toy_recipe.counts())),
             Step('prepare', ('voc12/prepare.py', '--voc12_root', out / 'VOC2012', '--out', out / 'lists'), after=('toy',))]
 
 
 def run_row(out, row, seed):
-    """Train, infer and evaluate one row with one seed. Returns (mIoU at the best threshold, that threshold, mIoU at the fixed one)."""
+    """Train, infer and evaluate one row with one seed: (mIoU at the best threshold, that threshold, mIoU at the fixed one)."""
     from tool.pipeline import Step, run_steps
     from voc12 import toy_recipe
     off, training, inference = ROWS[row]
     run = out / f'{list(ROWS).index(row)}_seed{seed}'
     data = ('--voc12_root', out / 'VOC2012', '--cls_labels', out / 'lists' / 'cls_labels.npy')
     weights = [word for name in off for word in (f'--w_{name}', 0)]
+    saliency = ('--saliency_dir', out / 'VOC2012/SALImages') if 'eps' in training else ()
     run_steps([
         Step('contrast_train', ('contrast_train.py', '--weights', toy_recipe.BACKBONE, *data, '--train_list', out / 'lists/train.txt',
                                 '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
-                                '--num_workers', 0, *toy_recipe.CONTRAST_TRAIN, *training, *weights, '--resume')),
+                                '--num_workers', 0, *toy_recipe.CONTRAST_TRAIN, '--amp', 'bf16', *training, *saliency, *weights,
+                                '--resume')),
         Step('contrast_infer', ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', out / 'lists/train.txt',
-                                '--out_cam', run / 'cam', '--num_workers', 0, *toy_recipe.CONTRAST_INFER, *inference),
+                                '--out_cam', run / 'cam', '--num_workers', 0, '--amp', 'bf16', *inference),
              after=('contrast_train',)),
         Step('eval', ('eval.py', '--list', out / 'lists/train.txt', '--predict_dir', run / 'cam', '--gt_dir',
                       out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy', '--curve',

@@ -7,7 +7,6 @@ Writes  val:  <out_dir>/{single,single_crf,multi,multi_crf}/<id>.png and scores.
 
     cd segmentation/experiment && python test.py --weights SEAM_deeplabv1_resnet38.pth --voc12_root ../../VOC2012
 """
-import dataclasses
 import hashlib
 import json
 import sys
