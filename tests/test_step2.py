@@ -219,6 +219,19 @@ def test_without_steps_the_walk_leaves_the_pooled_cams(toy, chain, tmp_path):
             assert np.abs(walked - cams[k]).max() < 0.3 and abs(walked.mean() - cams[k].mean()) < 1e-3
 
 
+def test_walked_cams_of_an_odd_size_are_not_diluted_at_the_border(tmp_path):
+    """Cells that reach beyond the image: a constant CAM stays constant, and the mask is that of the walked CAMs."""
+    rng = np.random.default_rng(0)
+    image, affinity = np.zeros((45, 51, 3), np.uint8), rng.random((4, 25), np.float32)
+    np.save(tmp_path / 'cam.npy', {3: np.full((45, 51), 0.9, np.float32), 7: rng.random((45, 51), np.float32)})
+    settings = {'bg': 0.5, 'alpha': 6, 'beta': 8, 'logt': 6, 'crf': False, 'crf_iters': 10}
+    aff_infer.refine({'rw': tmp_path / 'rw.png', 'npy': tmp_path / 'rw.npy'}, tmp_path / 'cam.npy', image, affinity, settings)
+    walked = read_npy(tmp_path / 'rw.npy')
+    np.testing.assert_allclose(walked[3], 0.9, rtol=1e-5)
+    scores = np.stack([np.full((45, 51), 0.5), walked[3], walked[7]])
+    np.testing.assert_array_equal(read_mask(tmp_path / 'rw.png'), crf.label_map(scores, [0, 4, 8]))
+
+
 # ---------------------------------------------------------------- training
 
 def test_training_lowers_the_loss_and_resumes_to_the_same_bytes(toy, chain, tmp_path):
