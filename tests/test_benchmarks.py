@@ -1,11 +1,21 @@
-"""benchmarks/: the published formulations agree with the golden files and with the project's own arithmetic."""
+"""benchmarks/: the published formulations agree with the golden files and with the project's own arithmetic; the frame.
+
+The published CRF, walk, pair labels and curve meet their golden files in test_crf, test_random_walk, test_affinity, test_eval.
+"""
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.published import contrast_loss
+from benchmarks import bench, floor, frame, growth, inputs, report
+from benchmarks.published import contrast_loss, networks
+from golden.fill import fill_state_dict
+from network.resnet38_contrast import Net
+from tool.cli import REPO
 
 GOLDEN = Path(__file__).parent / 'golden'
 
@@ -47,3 +57,86 @@ def test_published_intra_term_matches_golden_mean(losses_golden):
     error = golden['intra_std'].item() / np.sqrt(len(draws))
     assert abs(np.mean(draws) - golden['intra_mean'].item()) < 4 * error
     assert np.std(draws) == pytest.approx(golden['intra_std'].item(), rel=0.6)
+
+
+OPTIONS = frame.Options(quick=True, device='cpu', threads=1)
+TINY = {
+    'contrast_loss': {'batch': 2, 'side': 16}, 'training_step': {'width': 1 / 16, 'crop': 64, 'batch': 2}, 'data_loading': {'images': 1},
+    'cam_inference': {'width': 1 / 16, 'size': (40, 52)}, 'cam_inference_large': {'width': 1 / 16, 'size': (40, 52)},
+    'crf': {'size': (40, 52)}, 'aff_prepare': {'size': (40, 52)}, 'affinity_labels': {'repeats': 1}, 'random_walk': {'size': (120, 160)},
+    'random_walk_memory': {'size': (120, 160)}, 'curve': {'images': 2, 'size': (40, 52)},
+    'deeplab': {'name': 'deeplabv1_resnet38', 'size': (40, 52), 'width': 1 / 16}, 'start_up': {},
+}
+
+
+@pytest.mark.parametrize('name', bench.STAGES)
+def test_both_sides_of_a_stage_give_the_same(name):
+    stage = bench.STAGES[name]
+    case = stage.setup(OPTIONS, **TINY[name])
+    ours, published = case.ours(), case.published()
+    if stage.timed:
+        assert case.check(ours, published)
+
+
+def test_published_network_matches_golden():
+    golden = np.load(GOLDEN / 'resnet38_contrast_64x96.npz')
+    with torch.device('meta'):
+        net = Net()
+    net = net.to_empty(device='cpu').eval()
+    net.load_state_dict(fill_state_dict(net.state_dict()))
+    with torch.inference_mode():
+        cam, cam_rv, f_proj, rvd = networks.contrast_forward(net, torch.from_numpy(golden['x']))
+    for ours, name in ((cam[:, :, ::4, ::4], 'cam'), (cam_rv[:, :, ::4, ::4], 'cam_rv'), (f_proj, 'f_proj'), (rvd, 'cam_rv_down')):
+        assert inputs.close(ours, golden[name], 1e-4)
+
+
+def test_pairs_alternate_and_are_counted_per_image():
+    calls = []
+    case = frame.Case(lambda: calls.append('ours'), lambda: calls.append('published'), None, count=2, published_share=0.5)
+    times = frame.alternate(case, 'cpu', least=3, most=10, budget=0)
+    assert calls == ['ours', 'published'] * 3
+    assert len(times['ours']['wall']) == len(times['published']['cpu']) == 3
+
+
+def test_memory_of_a_call_is_what_it_adds():
+    kept = np.ones(2 ** 22)
+    size, result = frame.first_call(lambda: np.ones(2 ** 23).sum() + kept[0], 'cpu')
+    assert result == 2 ** 23 + 1
+    assert 2 ** 26 * 0.95 <= size < 2 ** 26 * 1.2  # pages freed elsewhere meanwhile count against it
+
+
+def test_exponent_of_a_power_law():
+    assert growth.exponent([(n, 3 * n ** 1.5) for n in (10, 20, 80)]) == pytest.approx(1.5)
+
+
+def test_floor_takes_the_slower_of_arithmetic_and_traffic():
+    machine = {'one core': {'flops': 10., 'bytes': 100.}, 'all cores': {'flops': 20., 'bytes': 100.}}
+    assert floor.least_seconds({'flops': 40, 'bytes': 100, 'single_core': False}, machine) == 2
+    assert floor.least_seconds({'flops': 40, 'bytes': 1000, 'single_core': True}, machine) == 10
+    assert floor.least_seconds({'flops': 0, 'bytes': 0, 'single_core': True}, machine) is None
+
+
+def test_report_names_missed_aims_and_the_busy_machine(tmp_path):
+    sides = {'wall': [1., 2., 3.], 'cpu': [1., 2., 3.], 'memory': 2 ** 20}
+    result = {'flops': 0, 'bytes': 8, 'single_core': True, 'extra': {}, 'agreement': 'labels equal', 'ours': sides,
+              'published': sides, 'wall_ratio': 2., 'cpu_ratio': 2., 'repetitions': 3}
+    results = [result | {'name': name, 'title': bench.STAGES[name].title} for name in bench.STAGES]
+    info = report.describe(bench.get_args_parser().parse_args(['--out', str(tmp_path)]))
+    rate = {'flops': 1e9, 'bytes': 1e9}
+    info |= {'rates': {'one core': rate, 'all cores': rate}, 'load_before': 5.}
+    curve = growth.with_exponents({'title': 'CRF', 'axis': 'pixels', 'ours': [(1, 1.), (2, 4.)], 'published': []})
+    for r in results:
+        r['flops'] = 1e9
+    report.write(tmp_path, info, bench.STAGES, results, [curve], [])
+    text = (tmp_path / 'RESULTS.md').read_text()
+    assert '30x: MISSED' in text and '1.3x: met' in text and 'busy machine' in text and 'Not measured: CUDA' in text
+    assert '| Step 2, training | 84,656 |' in text
+    assert (tmp_path / 'results.png').stat().st_size and (tmp_path / 'growth.png').stat().st_size
+
+
+def test_command(tmp_path):
+    command = [sys.executable, 'benchmarks/bench.py', '--quick', '--stages', 'affinity_labels', '--threads', '1', '--out', str(tmp_path)]
+    subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True, timeout=300)
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert results['stages'][0]['wall_ratio'] > 1
+    assert 'affinity labels' in (tmp_path / 'RESULTS.md').read_text()

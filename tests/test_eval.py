@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import eval as script
-from benchmarks import bench_eval
 from benchmarks.published import curve as published
 from tool import cli, files
 from tool.evaluation import evaluate
@@ -106,11 +105,6 @@ def test_published_command_from_another_folder(data):
 
 def test_published_curve_matches_golden(data):
     np.testing.assert_allclose(published.curve(IDS, data / 'npy', data / 'gt'), GOLDEN['curve'], atol=1e-6)
-
-
-def test_the_two_sides_of_the_benchmark_agree(tmp_path):
-    ours, theirs = bench_eval.curve_pair(tmp_path, images=3, size=(40, 56))
-    np.testing.assert_allclose(ours(), theirs(), atol=1e-9)
 
 
 def write_splits(folder, **splits):

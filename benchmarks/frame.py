@@ -1,0 +1,162 @@
+"""How a stage is measured: our formulation and the published one, on the same inputs, alternately, each in processes of its own."""
+import gc
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Options:
+    """quick: smaller inputs and fewer repetitions. device: 'cpu' or 'cuda', for the networks and losses. threads: of PyTorch."""
+    quick: bool
+    device: str
+    threads: int
+
+
+@dataclass
+class Case:
+    """A stage made ready: inputs, weights and files exist, only the work is left.
+
+    ours, published: callables without arguments, giving results that `check(ours, published)` compares; it returns words for the
+    agreement found and raises AssertionError where it is worse than the golden tolerances. count: images a call handles.
+    flops, bytes: the least arithmetic and the least memory traffic that a call needs, for the floor. single_core: whether the
+    work runs on one core whatever `threads`. published_share: the part of the published work that a call does (1: all).
+    extra: {words: value} for the report.
+    """
+    ours: object
+    published: object
+    check: object
+    count: int = 1
+    flops: float = 0
+    bytes: float = 0
+    single_core: bool = False
+    published_share: float = 1
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table. setup(options, **sizes) → Case; sizes, quick: its sizes, and those of --quick.
+
+    aim: published over ours, wall time. memory_aim: ours over published, peak memory, at most. aim_text: the aim in words where
+    it is another. on_device: whether --device matters to it. timed: False where only memory is measured.
+    """
+    name: str
+    title: str
+    setup: object
+    sizes: dict = field(default_factory=dict)
+    quick: dict = field(default_factory=dict)
+    aim: float = None
+    memory_aim: float = None
+    aim_text: str = ''
+    on_device: bool = False
+    timed: bool = True
+
+    def prepare(self, options):
+        """The stage's Case, in a process with the wanted threads."""
+        import torch
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(0)
+        return self.setup(options, **(self.sizes | self.quick if options.quick else self.sizes))
+
+
+def run(stage, options):
+    """Measure a stage. Returns a JSON-ready dict: per side wall and cpu (seconds an image: lists) and memory (bytes); the median
+    ratios of the pairs; what Case says of the work."""
+    result = {'name': stage.name, 'title': stage.title} | in_child(measure, stage, options, 'ours', stage.timed)
+    result['published'] = in_child(measure, stage, options, 'published', False)['published'] | result.get('published', {})
+    if stage.timed:
+        for kind in ('wall', 'cpu'):
+            result[f'{kind}_ratio'] = statistics.median(b / a for a, b in zip(result['ours'][kind], result['published'][kind]))
+    return result
+
+
+def in_child(function, *args):
+    """function(*args) in a fresh process, so that neither allocator nor caches carry over from one stage to the next."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(function, *args).result()
+
+
+def measure(stage, options, first, timing):
+    """In a fresh process: the memory of the first call, which is `first`'s; then, if `timing`, both sides' time."""
+    case = stage.prepare(options)
+    device = options.device if stage.on_device else 'cpu'
+    memory, outcome = first_call(getattr(case, first), device)
+    result = {first: {'memory': memory}, 'flops': case.flops / case.count, 'bytes': case.bytes / case.count,
+              'single_core': case.single_core, 'extra': case.extra}
+    if timing:
+        result['agreement'] = case.check(outcome, case.published())
+        times = alternate(case, device, *((2, 5, 3) if options.quick else (5, 15, 10)))
+        result |= {'ours': times['ours'] | result['ours'], 'published': times['published'], 'repetitions': len(times['ours']['wall'])}
+    return result
+
+
+def alternate(case, device, least, most, budget):
+    """Time ours and the published side in turn, at least `least` times each, at most `most`, more than `least` only within `budget`
+    seconds. Returns {side: {'wall', 'cpu': seconds an image, a list}}."""
+    out = {side: {'wall': [], 'cpu': []} for side in ('ours', 'published')}
+    begin = time.perf_counter()
+    for repetition in range(most):
+        if repetition >= least and time.perf_counter() - begin > budget:
+            break
+        for side, share in (('ours', 1), ('published', case.published_share)):
+            for kind, seconds in zip(('wall', 'cpu'), timed(getattr(case, side), device)):
+                out[side][kind].append(seconds / share / case.count)
+    return out
+
+
+def timed(call, device):
+    """(wall, CPU) seconds of a call. CPU time: all threads and child processes that have ended."""
+    gc.collect()
+    synchronise(device)
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    call()
+    synchronise(device)
+    return time.perf_counter() - wall, cpu_seconds() - cpu
+
+
+def cpu_seconds():
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def synchronise(device):
+    if device == 'cuda':
+        import torch
+        torch.cuda.synchronize()
+
+
+def first_call(call, device):
+    """Bytes by which a call raises the peak (resident memory on the CPU, allocated memory on CUDA), and what it returns."""
+    gc.collect()
+    if device == 'cuda':
+        import torch
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        outcome = call()
+        return torch.cuda.max_memory_allocated() - before, outcome
+    before = reset_peak()
+    outcome = call()
+    return max(0, peak() - before), outcome
+
+
+def reset_peak():
+    """Make the present resident memory the peak, where the system can (Linux), and return what counts as the start, in bytes."""
+    try:
+        with open('/proc/self/clear_refs', 'w') as file:
+            file.write('5')
+    except OSError:
+        pass  # then the peak of the preparation stands, and the difference is a lower bound
+    return peak()
+
+
+def peak():
+    """The peak resident memory of this process in bytes."""
+    try:
+        with open('/proc/self/status') as file:
+            return next(int(line.split()[1]) for line in file if line.startswith('VmHWM:')) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

@@ -1,0 +1,128 @@
+"""How the cost of a stage grows with the image's side, the number of classes, images and worker processes."""
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import inputs
+from benchmarks.frame import in_child, timed
+from benchmarks.stages import step1, step2, step3
+from voc12.classes import VOC
+
+
+@dataclass(frozen=True)
+class Curve:
+    """title, axis: words. setup(options, **sizes) → Case. points: ((position on the axis, sizes), …), ascending. quick: how many
+    of them --quick takes. ours_only: further points where the published side would take too long or too much memory."""
+    title: str
+    axis: str
+    setup: object
+    points: tuple
+    ours_only: tuple = ()
+    quick: int = 2
+
+
+def sides(*sizes, **fixed):
+    """Points of photos: the long side in pixels, {'size': (H, W)}."""
+    return tuple((width, {'size': (height, width), **fixed}) for height, width in sizes)
+
+
+def classes(**fixed):
+    """Points of 21, 41 and 81 classes, the background included."""
+    return tuple((1 + k * VOC.num_foreground, {'num_classes': 1 + k * VOC.num_foreground, **fixed}) for k in (1, 2, 4))
+
+
+SIDE, CLASSES, IMAGES = 'image side, pixels', 'classes, with background', 'images'
+CURVES = (
+    Curve('losses of Step 1', SIDE, step1.contrast_loss, tuple((8 * side, {'side': side, 'batch': 2}) for side in (28, 56, 112))),
+    Curve('training step, width 1/8', SIDE, step1.training_step, tuple((crop, {'crop': crop, 'batch': 2}) for crop in (112, 224, 448))),
+    Curve('multi-scale CAMs, width 1/8', SIDE, step1.cam_inference, sides((94, 125), (188, 250), (375, 500), width=1 / 8)),
+    Curve('CRF', SIDE, step2.crf, sides((94, 125), (188, 250), (375, 500))),
+    Curve('random walk', SIDE, step2.random_walk, sides((125, 167), (250, 333), (375, 500)), sides((750, 1000))),
+    Curve('losses of Step 1', CLASSES, step1.contrast_loss, classes(side=28, batch=2)),
+    Curve('CRF', CLASSES, step2.crf, classes(size=(94, 125))),
+    Curve('eval --curve', CLASSES, step3.curve, classes(images=10, size=(188, 250))),
+    Curve('eval --curve', IMAGES, step3.curve, tuple((n, {'images': n, 'size': (94, 125)}) for n in (20, 60, 200))),
+)
+WORKERS = (1, 2, 4)
+
+
+def measure(options):
+    """The curves: [{'title', 'axis', 'ours': [(position, seconds), …], 'published': …, 'exponents': {side: …}}], seconds of a whole call."""
+    curves = [in_child(measure_curve, index, options) for index in range(len(CURVES))]
+    return curves + [worker_curve(options)]
+
+
+def measure_curve(index, options):
+    curve = CURVES[index]
+    points = curve.points[:curve.quick] if options.quick else curve.points
+    out = {'title': curve.title, 'axis': curve.axis, 'ours': [], 'published': []}
+    for position, sizes in points + (() if options.quick else curve.ours_only):
+        case = prepare(curve, options, sizes)
+        for side, share in (('ours', 1), ('published', case.published_share)):
+            if side == 'ours' or (position, sizes) in points:
+                out[side].append((position, best(getattr(case, side), options) / share))
+    return with_exponents(out)
+
+
+def prepare(curve, options, sizes):
+    import torch
+    torch.set_num_threads(options.threads)
+    return curve.setup(options, **sizes)
+
+
+def best(call, options):
+    """Seconds of the quickest of a few calls after a first one: what the work takes where nothing disturbs it."""
+    call()
+    return min(timed(call, options.device)[0] for _ in range(1 if options.quick else 3))
+
+
+def with_exponents(curve):
+    return curve | {'exponents': {side: exponent(curve[side]) for side in ('ours', 'published') if len(curve[side]) > 1}}
+
+
+def exponent(points):
+    """The least-squares slope of log(seconds) over log(position)."""
+    x, y = ([math.log(value) for value in column] for column in zip(*points))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def worker_curve(options):
+    """aff_prepare.py's work on a few images with 1, 2, 4 worker processes, start of the processes left out."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    size, images = ((94, 125), 8) if options.quick else (inputs.SIZE, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        images = [write_image(Path(folder), n, size) for n in range(images)]
+        points = [(n, in_child(seconds_with, n, images)) for n in WORKERS if n <= max(2, cores)]
+    return with_exponents({'title': 'aff_prepare, 8 images', 'axis': 'worker processes', 'ours': points, 'published': []})
+
+
+def write_image(folder, number, size):
+    """A photo and its CAMs, as aff_prepare.py reads them. Returns (folder, id)."""
+    from PIL import Image
+
+    from tool import files
+    keys, maps = inputs.cams(*size)
+    Image.fromarray(inputs.photo(*size)).save(folder / f'{number}.jpg', quality=95)
+    files.save_npy(folder / f'{number}.npy', dict(zip(keys.tolist(), maps)))
+    for alpha in (4, 24):
+        files.out_dir(folder / f'{alpha}', '--out')
+    return folder, str(number)
+
+
+def refine(image):
+    from aff_prepare import prepare
+    folder, name = image
+    prepare(name, folder, folder, {4.: folder / '4', 24.: folder / '24'}, 10, False, True)
+
+
+def seconds_with(workers, images):
+    from tool import parallel
+    with parallel.executor(workers) as pool:
+        list(pool.map(refine, images[:1] * workers * 2))  # starts the processes and their imports
+        start = time.perf_counter()
+        list(pool.map(refine, images))
+        return time.perf_counter() - start

@@ -1,0 +1,86 @@
+"""What the stages work on: a photo, CAMs, network outputs and weights, the same in every process."""
+from functools import lru_cache
+
+import numpy as np
+
+from tool.cli import REPO
+from voc12.classes import VOC
+
+SIZE = 375, 500                     # (H, W) of a usual VOC photo
+PRESENT = (1, 2, 1, 1, 3, 2, 1, 1)  # classes of the images of a batch: 1.5 on average, as in VOC
+
+
+@lru_cache
+def _photo():
+    return np.load(REPO / 'tests' / 'golden' / 'chain.npz')['image_2011_000001']
+
+
+def photo(height, width):
+    """A VOC photo (tests/golden) brought to a size, with grain so that its colours scatter as a camera's do: uint8 (H, W, 3)."""
+    import cv2
+    image = cv2.resize(_photo(), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    grain = np.random.default_rng(0).normal(0, 3, image.shape)
+    return (image + grain).clip(0, 255).round().astype(np.uint8)
+
+
+def smooth(count, height, width, seed=0):
+    """Smooth random maps, each 0..1, with a little noise, so that no two values tie: float32 (count, H, W)."""
+    import cv2
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((count, 7, 9), np.float32) ** 3
+    maps = np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in coarse])
+    maps += 0.02 * rng.random(maps.shape, np.float32)
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    return ((maps - low) / (high - low)).astype(np.float32)
+
+
+def cams(height, width, classes=(4, 14)):
+    """CAMs of an image with two classes: class array (2,), float32 (2, H, W) that leave a third of it to the background."""
+    return np.array(classes), smooth(len(classes), height, width) ** 2
+
+
+def labels(count, num_foreground=VOC.num_foreground):
+    """Image-level labels of a batch: float32 tensor (count, num_foreground)."""
+    import torch
+    generator = torch.Generator().manual_seed(0)
+    label = torch.zeros(count, num_foreground)
+    for row, present in zip(label, (PRESENT * count)[:count]):
+        row[torch.randperm(num_foreground, generator=generator)[:present]] = 1
+    return label
+
+
+def network(net_class, **options):
+    """A network with random weights: convolutions as initialised, BatchNorm near the identity, so that maps keep their scale."""
+    import torch
+    torch.manual_seed(0)
+    net = net_class(**options)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.4, 0.6)
+            torch.nn.init.normal_(module.bias, 0.1, 0.1)
+    return net
+
+
+def flops_of(call):
+    """Floating-point operations (a multiply-add is two) of the convolutions and matrix products of a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+    counter = FlopCounterMode(display=False)
+    with counter:
+        call()
+    return counter.get_total_flops()
+
+
+def close(ours, published, relative=1e-4, what='values'):
+    """Words for the largest difference relative to the largest value; AssertionError above `relative`."""
+    ours, published = (np.asarray(x.detach().cpu().double() if hasattr(x, 'detach') else x, np.float64) for x in (ours, published))
+    assert ours.shape == published.shape, (ours.shape, published.shape)
+    difference = np.abs(ours - published).max() / max(np.abs(published).max(), 1e-12)
+    assert difference <= relative, f'{what} differ by {difference:.1e} of the largest'
+    return f'{what} to {difference:.0e}'
+
+
+def alike(ours, published, share=0.999, what='labels'):
+    """Words for the share of equal labels; AssertionError below `share`."""
+    same = float((np.asarray(ours) == np.asarray(published)).mean())
+    assert same >= share, f'{what} equal on {100 * same:.2f}% only'
+    return f'{what} equal on {100 * same:.2f}%'

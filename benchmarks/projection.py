@@ -1,0 +1,77 @@
+"""The full VOC run (10,582 images, three steps) in hours, from the stages measured at the sizes of that run.
+
+Networks: the floating-point operations of each pass are counted at full size and width 1 without running them, and cost what an
+operation cost in the 'cam_inference' stage (width 1). All else: the measured time of an image.
+"""
+from benchmarks import inputs
+from voc12.classes import VOC
+
+TRAIN, VAL, EPOCHS, DEEPLAB_IMAGES = 10582, 1449, 8, 20_000 * 10
+CROP, SMALL = 448, 128
+NEEDED = ('cam_inference', 'contrast_loss', 'data_loading', 'crf', 'aff_prepare', 'affinity_labels', 'random_walk')
+
+
+def full_run(results, on_device):
+    """[{'part', 'ours', 'published': (network hours, other core-hours)}], or [] where a stage it needs was not measured.
+
+    results: {stage name: result of frame.run}. on_device: whether the networks and losses ran on a GPU; then their wall time
+    counts, as GPU-hours; else CPU time.
+    """
+    if not all(name in results for name in NEEDED):
+        return []
+    flops = network_flops()
+    rows = []
+    for part, images, network, device_stage, other_stages in (
+            ('Step 1, training', TRAIN * EPOCHS, 'contrast_train', 'contrast_loss', ['data_loading']),
+            ('Step 1, CAMs and CRF', TRAIN, 'contrast_infer', None, ['crf']),
+            ('Step 2, aff_prepare', TRAIN, None, None, ['aff_prepare']),
+            ('Step 2, training', TRAIN * EPOCHS, 'aff_train', None, ['affinity_labels']),
+            ('Step 2, random walk', TRAIN, 'aff_infer', None, ['random_walk']),
+            ('Step 3, training', DEEPLAB_IMAGES, 'deeplab_train', None, []),
+            ('Step 3, multi-scale test on val', VAL, 'deeplab_test', None, [])):
+        row = {'part': part, 'images': images}
+        for side in ('ours', 'published'):
+            per_flop = cost(results['cam_inference'], side, on_device) / results['cam_inference']['flops']
+            device = per_flop * flops.get(network, 0) + (cost(results[device_stage], side, on_device) if device_stage else 0)
+            other = sum(cost(results[name], side, False) for name in other_stages)
+            row[side] = device * images / 3600, other * images / 3600
+        rows.append(row)
+    return rows
+
+
+def cost(result, side, on_device):
+    """Median seconds an image: wall time on a GPU, CPU time otherwise."""
+    values = sorted(result[side]['wall' if on_device else 'cpu'])
+    return values[len(values) // 2]
+
+
+def network_flops():
+    """Operations of one image in each use of a network: {use: number}. Counted on shapes alone (PyTorch's meta device).
+
+    A training pass counts three forward passes (gradients of inputs and of weights cost one each).
+    """
+    import torch
+
+    from benchmarks.published.networks import contrast_forward
+    from contrast_infer import SCALES
+    from network import deeplab, resnet38_aff, resnet38_contrast
+    from segmentation.experiment.config import Config
+    with torch.device('meta'):
+        net, aff = resnet38_contrast.Net().eval(), resnet38_aff.Net().eval()
+        segment = deeplab.build('deeplabv1_resnet38', VOC.num_classes).eval()
+
+    def contrast(x):
+        return contrast_forward(net, x)  # the same operations; net.maps asks for autocast, which the meta device lacks
+
+    def forward(call, height, width):
+        with torch.no_grad():
+            return inputs.flops_of(lambda: call(torch.empty(1, 3, round(height), round(width), device='meta')))
+
+    def scales(call, factors):
+        height, width = inputs.SIZE
+        return 2 * sum(forward(call, height * factor, width * factor) for factor in factors)
+
+    return {'contrast_train': 3 * (forward(contrast, CROP, CROP) + forward(contrast, SMALL, SMALL)),
+            'contrast_infer': scales(contrast, SCALES),
+            'aff_train': 3 * forward(aff, CROP, CROP), 'aff_infer': forward(aff, *inputs.SIZE),
+            'deeplab_train': 3 * forward(segment, CROP, CROP), 'deeplab_test': scales(segment, Config().TEST_MULTISCALE)}

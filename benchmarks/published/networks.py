@@ -1,0 +1,93 @@
+"""The networks' forward passes and what surrounds them, as published: one image at a time, all channels, a dense PCM. SPEC sections 1, 4, 7.
+
+They run on the modules of our networks, whose names are the published ones.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+EPSILON = 1e-5
+
+
+def enlarge(maps, size):
+    return F.interpolate(maps, size, mode='bilinear', align_corners=True)
+
+
+def residual(block, x):
+    """A pre-activation block of ResNet-38 → output, activated input."""
+    activated = F.relu(block.bn_branch2a(x))
+    shortcut = x if block.conv_branch1 is None else block.conv_branch1(activated)
+    y = F.relu(block.bn_branch2b1(block.conv_branch2a(activated)))
+    if hasattr(block, 'dropout_2b1'):
+        y = block.conv_branch2b1(block.dropout_2b1(y))
+        y = block.conv_branch2b2(block.dropout_2b2(F.relu(block.bn_branch2b2(y))))
+    else:
+        y = block.conv_branch2b1(y)
+    return y + shortcut, activated
+
+
+def resnet38(net, x):
+    """→ conv4, conv5, conv6."""
+    x = net.conv1a(x)
+    for name in ('b2', 'b2_1', 'b2_2', 'b3', 'b3_1', 'b3_2', 'b4', 'b4_1', 'b4_2', 'b4_3', 'b4_4', 'b4_5'):
+        x, _ = residual(getattr(net, name), x)
+    x, conv4 = residual(net.b5, x)
+    x, _ = residual(net.b5_1, x)
+    x, _ = residual(net.b5_2, x)
+    x, conv5 = residual(net.b6, x)
+    x, _ = residual(net.b7, x)
+    return conv4, conv5, F.relu(net.bn7(x))
+
+
+def contrast_forward(net, x):
+    """resnet38_contrast: cam, cam_rv at image size, f_proj, cam_rv at stride 8."""
+    conv4, conv5, top = resnet38(net, x)
+    top = net.dropout7(top)
+    cam = net.fc8(top)
+    f_proj = F.relu(net.fc_proj(top))
+    n, c, h, w = cam.shape
+    with torch.no_grad():
+        spread = F.relu(cam.detach())
+        highest = torch.max(spread.view(n, c, -1), dim=-1)[0].view(n, c, 1, 1) + EPSILON
+        spread = F.relu(spread - EPSILON) / highest
+        spread[:, 0] = 1 - torch.max(spread[:, 1:], dim=1)[0]
+        strongest = torch.max(spread[:, 1:], dim=1, keepdim=True)[0]
+        spread[:, 1:][spread[:, 1:] < strongest] = 0
+    low, high = F.relu(net.f8_3(conv4.detach())), F.relu(net.f8_4(conv5.detach()))
+    features = net.f9(torch.cat([enlarge(x, (h, w)), low, high], dim=1)).view(n, -1, h * w)
+    features = features / (torch.norm(features, dim=1, keepdim=True) + EPSILON)
+    affinity = F.relu(torch.matmul(features.transpose(1, 2), features))
+    affinity = affinity / (torch.sum(affinity, dim=1, keepdim=True) + EPSILON)
+    cam_rv = torch.matmul(spread.view(n, -1, h * w), affinity).view(n, -1, h, w)
+    return enlarge(cam, x.shape[2:]), enlarge(cam_rv, x.shape[2:]), f_proj, cam_rv
+
+
+def multi_scale_cams(net, pairs, label, size):
+    """contrast_infer.py's CAMs of one image. pairs: (2, 3, h, w) per scale, image and mirror image; label (20,) array;
+    size: (H, W) of the image. Returns {class: float32 (H, W)} of the present classes."""
+    maps = []
+    for pair in pairs:
+        for flipped in (False, True):
+            with torch.no_grad():
+                _, cam_rv, _, _ = contrast_forward(net, pair[flipped:flipped + 1])
+                cam = F.interpolate(cam_rv[:, 1:], size, mode='bilinear', align_corners=False)[0]
+            cam = cam.cpu().numpy() * label.reshape(-1, 1, 1)
+            maps.append(np.flip(cam, axis=-1) if flipped else cam)
+    total = np.sum(maps, axis=0)
+    total[total < 0] = 0
+    highest, lowest = np.max(total, (1, 2), keepdims=True), np.min(total, (1, 2), keepdims=True)
+    total[total < lowest + EPSILON] = 0
+    normalised = (total - lowest - EPSILON) / (highest - lowest + EPSILON)
+    return {k: normalised[k] for k in range(len(label)) if label[k] > 1e-5}
+
+
+def multi_scale_logits(net, images, size):
+    """The segmentation test's mean of logits. images: (3, h, w) per scale; image and mirror image pass one after the other."""
+    total = 0
+    with torch.no_grad():
+        for image in images:
+            x = image[None]
+            straight = F.interpolate(net(x), size, mode='bilinear', align_corners=True)
+            mirrored = F.interpolate(torch.flip(net(torch.flip(x, [3])), [3]), size, mode='bilinear', align_corners=True)
+            total = total + straight + mirrored
+    return (total / (2 * len(images)))[0]

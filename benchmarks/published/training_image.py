@@ -1,0 +1,45 @@
+"""A training image of Step 1 from file to crop, as published: PIL and NumPy, the whole image normalised. SPEC section 3."""
+import random
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load(path, crop, low, high, jitter=(0.3, 0.3, 0.3, 0.1)):
+    """float32 tensor (3, crop, crop)."""
+    image = Image.open(path).convert('RGB')
+    image = resize_long(image, low, high)
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = transforms.ColorJitter(*jitter)(image)
+    image = normalise(np.asarray(image))
+    image = random_crop(image, crop)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def resize_long(image, low, high):
+    target = random.randint(low, high)
+    width, height = image.size
+    size = (int(round(width * target / height)), target) if width < height else (target, int(round(height * target / width)))
+    return image.resize(size, resample=Image.Resampling.BICUBIC)
+
+
+def normalise(image):
+    out = np.empty(image.shape, np.float32)
+    for k in range(3):
+        out[..., k] = (image[..., k] / 255. - MEAN[k]) / STD[k]
+    return out
+
+
+def random_crop(image, crop):
+    height, width = image.shape[:2]
+    rows, columns = min(crop, height), min(crop, width)
+    top, left = random.randint(0, height - rows), random.randint(0, width - columns)
+    to_top, to_left = random.randint(0, crop - rows), random.randint(0, crop - columns)
+    container = np.zeros((crop, crop, 3), np.float32)
+    container[to_top:to_top + rows, to_left:to_left + columns] = image[top:top + rows, left:left + columns]
+    return container

@@ -1,0 +1,1 @@
+"""The stages of the table, one function each: options → the two formulations on the same inputs."""

@@ -1,0 +1,155 @@
+"""CRF, and Step 2: the CRF's labels for AffinityNet, the labels of its pairs, the random walk."""
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.frame import Case, Stage
+from tool import seeds
+from voc12.classes import IGNORE, VOC
+
+
+def crf_bytes(labels, pixels, iterations=10):
+    """Least traffic of mean field: each iteration takes each label's map through a lattice of 2 and one of 5 dimensions, with
+    d + 1 corners a pixel, written and read once, float32."""
+    return iterations * labels * pixels * 4 * 2 * (3 + 6)
+
+
+def crf(options, size=inputs.SIZE, num_classes=VOC.num_classes):
+    """contrast_infer.py's CRF of a seed with two classes."""
+    from benchmarks.published import crf as published
+    from tool import crf as dense
+    height, width = size
+    photo = inputs.photo(height, width)
+    classes, cams = inputs.cams(height, width)
+    labels = seeds.label_map(classes, cams, 0.26)
+    wanted = [0, *(classes + 1)]
+
+    def ours():
+        return dense.label_map(dense.refine_labels(photo, labels[None], wanted, num_classes, dense.SEED)[0], wanted)
+
+    def theirs():
+        return published.labels_crf(photo, labels, num_labels=num_classes).argmax(0)
+
+    return Case(ours, theirs, inputs.alike, bytes=crf_bytes(len(wanted) + 1, labels.size), single_core=True)
+
+
+def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
+    """aff_prepare.py on one image: from the CAMs to the files of two alphas."""
+    from PIL import Image
+
+    from aff_prepare import prepare
+    from benchmarks.published import crf as published
+    from tool import files
+    from voc12.affinity_files import read_probabilities
+    height, width = size
+    photo = inputs.photo(height, width)
+    classes, cams = inputs.cams(height, width)
+    folder = tempfile.TemporaryDirectory()
+    root = Path(folder.name)
+    out = {side: {alpha: files.out_dir(root / side / f'{alpha:.2f}', '--out_crf') for alpha in alphas} for side in ('ours', 'published')}
+    Image.fromarray(photo).save(root / 'photo.jpg', quality=95)
+    files.save_npy(root / 'photo.npy', dict(zip(classes.tolist(), cams)))
+
+    def ours():
+        prepare('photo', root, root, out['ours'], 10, False, True)
+
+    def theirs(_=folder):
+        image = np.asarray(Image.open(root / 'photo.jpg'))
+        maps = np.load(root / 'photo.npy', allow_pickle=True).item()
+        stack = np.zeros((VOC.num_classes, *image.shape[:2]), np.float32)
+        for key, value in maps.items():
+            stack[key + 1] = value
+        for alpha, path in out['published'].items():
+            stack[0] = np.power(1 - stack[1:].max(0), alpha)
+            np.save(path / 'photo.npy', published.affinity_crf(image, stack.argmax(0)))
+
+    def check(*_):
+        shares = []
+        for alpha in alphas:
+            labels, scores = read_probabilities(out['ours'][alpha] / 'photo.npy')
+            whole = np.load(out['published'][alpha] / 'photo.npy')
+            shares.append(inputs.alike(labels[scores.argmax(0)], whole.argmax(0), what=f'alpha {alpha:g}'))
+        return ', '.join(shares)
+
+    ours(), theirs()
+    disk = {side: sum(path.stat().st_size for path in (root / side).rglob('*.npy')) for side in out}
+    extra = {'disk, ours over published': disk['ours'] / disk['published']}
+    return Case(ours, theirs, check, bytes=2 * crf_bytes(len(classes) + 2, height * width), single_core=True, extra=extra)
+
+
+def affinity_labels(options, repeats=10):
+    """The labels of a crop's pairs from the two CRFs' scores: cells, then pairs."""
+    import torch
+
+    from benchmarks.published import affinity_labels as published
+    from tool import affinity
+    torch.set_num_threads(1)  # the cells' labels are made in a loader's worker
+    classes, cams = inputs.cams(448, 448)
+    maps = []
+    for alpha in (4, 24):
+        stack = seeds.with_background(cams, seeds.alpha_background(cams, alpha)).astype(np.float16)
+        stack[:, 400:] = 0  # outside the image
+        maps.append(stack)
+    labels = np.append(0, classes + 1)
+    full = np.zeros((2, VOC.num_classes, 448, 448), np.float32)
+    full[:, labels] = maps
+
+    def ours():
+        for _ in range(repeats):
+            cells = affinity.cell_labels((labels, maps[0]), (labels, maps[1]), IGNORE)
+            pairs = affinity.pair_labels(torch.from_numpy(cells)[None], IGNORE)
+        return cells, pairs
+
+    def theirs():
+        for _ in range(repeats):
+            cells = published.cell_labels(*full)
+            pairs = published.pair_labels(cells)
+        return cells, pairs
+
+    def check(a, b):
+        for mine, other in zip(a[1], b[1]):
+            assert (mine[0].numpy() == (other > 0)).all()
+        return inputs.alike(a[0], b[0], 1, 'cells and pairs')
+
+    return Case(ours, theirs, check, count=repeats, bytes=sum(m.nbytes for m in maps) + 3 * 34 * 52 * 48, single_core=True)
+
+
+def random_walk(options, size=inputs.SIZE, logt=6):
+    """scores · T^(2^logt) for the background and two classes."""
+    from benchmarks.published.walk import dense_walk
+    from tool.pairs import pair_views
+    from tool.random_walk import walk
+    height, width = (-(-side // 8) for side in size)
+    first, seconds = pair_views(np.zeros((height, width)))
+    affinity = np.random.default_rng(0).random((len(seconds), first.size), np.float32) ** 0.25
+    scores = inputs.smooth(3, height, width)
+
+    def ours():
+        return walk(scores, affinity, 8, 2 ** logt)
+
+    def theirs():
+        return dense_walk(scores, affinity, 8, logt)
+
+    nonzero = 69 * height * width
+    # A step reads 12 bytes an entry (value, column) and the maps; the published side's floor is that of its matrix products.
+    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'walked scores'), flops=2 * 3 * nonzero * 2 ** logt,
+                bytes=12 * nonzero * 2 ** logt, single_core=True)
+
+
+def random_walk_memory(options, size):
+    """Dense: the matrix alone, its power and its division by the column sums, without one of the six squarings."""
+    case = random_walk(options, size)
+    case.published = random_walk(options, size, logt=0).published
+    return case
+
+
+STAGES = [
+    Stage('crf', 'CRF of a seed, 375x500, 2 classes, one core', crf, quick={'size': (150, 200)}, aim=2.3),
+    Stage('aff_prepare', 'aff_prepare, two alphas, 375x500', aff_prepare, quick={'size': (150, 200)}, aim=3, aim_text='disk at most 1/8'),
+    Stage('affinity_labels', 'affinity labels of a crop of 448', affinity_labels, aim=3),
+    Stage('random_walk', 'random walk, 375x500', random_walk, quick={'size': (250, 334)}, aim=30),
+    Stage('random_walk_memory', 'random walk, 1000x1000, memory only (dense: the matrix, no squaring)', random_walk_memory,
+          {'size': (1000, 1000)}, {'size': (500, 667)}, aim_text='ours under 1 GiB, dense over 2 GiB', timed=False),
+]

@@ -1,0 +1,99 @@
+"""Step 3 and what surrounds the steps: the DeepLab test, the evaluation, the start of a script."""
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.frame import Case, Stage
+from tool.cli import REPO
+from voc12.classes import IGNORE, VOC
+
+
+def deeplab(options, size, name='deeplabv2_resnet101', width=1.0):
+    """Multi-scale logits of one photo: six scales and their mirror images, without the CRF."""
+    import torch
+
+    from benchmarks.published.networks import multi_scale_logits
+    from network import deeplab as networks
+    from segmentation import inference
+    from segmentation.experiment import config as configs
+    from tool import cli
+    from voc12 import segmentation_data as data
+    device = torch.device(options.device)
+    config = configs.Config()
+    net = cli.place(inputs.network(networks.build, name=name, num_classes=VOC.num_classes, width=width), device, 'off').eval()
+    image = data.normalise(inputs.photo(*size))
+    scaled = [data.at_scale(image, scale) for scale in inference.scales_of(config.TEST_MULTISCALE)]
+    order = [inference.scales_of(config.TEST_MULTISCALE).index(scale) for scale in config.TEST_MULTISCALE]
+
+    def ours():
+        return inference.logits(net, scaled, size, config, device, 'off')[1].cpu()
+
+    def theirs():
+        return multi_scale_logits(net, [scaled[k].to(device) for k in order], size).cpu()
+
+    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'logits'), flops=inputs.flops_of(ours))
+
+
+def write_images(folder, images, size, num_foreground=VOC.num_foreground):
+    """Write synthetic CAMs (one to three classes) and ground truth of `size` (H, W) under `folder`. Returns the ids."""
+    from tool import files
+    rng = np.random.default_rng(0)
+    ids = [f'{n:06d}' for n in range(images)]
+    for name in ('cam', 'gt'):
+        files.out_dir(folder / name, '--out')
+    for image in ids:
+        keys = rng.choice(num_foreground, rng.integers(1, 4), replace=False)
+        files.save_npy(folder / 'cam' / f'{image}.npy', {int(k): rng.random(size, np.float32) for k in keys})
+        gt = rng.choice([0, IGNORE, *(keys + 1)], [side // 8 + 1 for side in size]).astype(np.uint8)
+        files.save_mask(folder / 'gt' / f'{image}.png', gt.repeat(8, 0).repeat(8, 1)[:size[0], :size[1]], VOC.palette)
+    return ids
+
+
+def curve(options, images=200, size=inputs.SIZE):
+    """eval.py --curve on files: 60 background scores. The published side makes the same pass for each; some of them are timed."""
+    from benchmarks.published import curve as published
+    from tool.evaluation import evaluate
+    from tool.metrics import CURVE
+    folder = tempfile.TemporaryDirectory()
+    root = Path(folder.name)
+    ids = write_images(root, images, size)
+    some = CURVE[::30]
+
+    def ours(_=folder):
+        return evaluate(ids, root / 'cam', root / 'gt', VOC, 'npy', CURVE).miou
+
+    def theirs():
+        return published.curve(ids, root / 'cam', root / 'gt', VOC.num_classes, some)
+
+    read = images * size[0] * size[1] * (2 * 4 + 1)
+    return Case(ours, theirs, lambda a, b: inputs.close(a[::30], b, 1e-6, 'mIoU'), bytes=read, single_core=True,
+                published_share=len(some) / len(CURVE))
+
+
+def start_up(options):
+    """`contrast_train.py --help`. Published: torch, torchvision and the networks are imported before the flags are read."""
+    script = 'import torch, torchvision, numpy, PIL, scipy.sparse; from torch.utils.tensorboard import SummaryWriter'
+
+    def ours():
+        return subprocess.run([sys.executable, REPO / 'contrast_train.py', '--help'], check=True, capture_output=True).stdout
+
+    def theirs():
+        subprocess.run([sys.executable, '-c', script], check=True, capture_output=True)
+
+    def check(text, _):
+        assert b'--weights' in text
+        return 'the help is printed'
+
+    return Case(ours, theirs, check, single_core=True)
+
+
+STAGES = [
+    Stage('curve', 'eval.py --curve, 60 scores, 200 images of 375x500', curve, quick={'images': 20, 'size': (188, 250)}, aim=30),
+    Stage('deeplab', 'DeepLab v2 multi-scale test, photo 120x160', deeplab, {'size': (120, 160)}, {'size': (60, 80)}, aim=1.2,
+          on_device=True),
+    Stage('start_up', 'contrast_train.py --help', start_up, aim_text='under 1 s'),
+]
