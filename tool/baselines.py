@@ -16,7 +16,7 @@ class Parser(cli.ArgumentParser):
         super().__init__(**kwargs)
         self.table = table
         changed = ', '.join(f'--{flag} {eps:.4g}' if isinstance(eps, float) else f'--{flag} {eps}'
-                            for flag, (seam, eps, _) in table.items() if seam is not None and eps != seam)
+                            for flag, (seam, eps, _) in table.items() if None not in (seam, eps) and eps != seam)
         self.add_argument('--baseline', choices=BASELINES, default='seam', help=f'losses; with eps the defaults are {changed}')
         cli.add_switch(self, '--background_last', '--weights are of published EPS without contrast, where background is the '
                                                   'last channel (its files with contrast are recognised)')
@@ -43,6 +43,7 @@ def check(args, table):
         if default == value == '':
             raise cli.UserError(f'--{flag}', f'is missing, --baseline {args.baseline} needs it', 'give it')
         if default is None and value is not None and not (flag.startswith('w_') and value == 0):
-            if args.baseline == 'seam':
-                raise cli.UserError(f'--{flag}', '--baseline seam does not use it', 'leave it out, or add --baseline eps')
-            raise cli.UserError(f'--{flag}', f'{PLAIN} has neither PCM nor projection', 'leave it out, or give 0')
+            if defaults[1] is not None and args.network == PLAIN:
+                raise cli.UserError(f'--{flag}', f'{PLAIN} has neither PCM nor projection', 'leave it out, or give 0')
+            way_out = 'leave it out, or add --baseline eps' if args.baseline == 'seam' else 'leave it out'
+            raise cli.UserError(f'--{flag}', f'--baseline {args.baseline} does not use it', way_out)
