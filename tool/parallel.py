@@ -3,22 +3,31 @@ import collections
 import multiprocessing
 import os
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 
 from tqdm import tqdm
 
 
-def _one_thread():
+def _start_worker():
     """Worker start-up: with a process a core, further threads would only get in each other's way."""
     import cv2
     cv2.setNumThreads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent():
+    """End this worker with the main process. When that is killed, an idle worker would wait for work for ever, and a
+    busy one would write the files that the next run is writing too."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def executor(workers):
     """A pool of `workers` processes. They are spawned, not forked: forking a process that runs threads can hang."""
     for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(name, '1')  # read when a worker starts NumPy; this process has long started its own
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_one_thread)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker)
 
 
 def progress(iterable=None, desc=None, total=None, unit='image', **kwargs):
