@@ -43,7 +43,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def published_weights(tmp_path_factory):
-    """A .pth of network.resnet38_contrast at full width with the values of golden/fill.py. 420 MB, removed afterwards."""
+    """A .pth of network.resnet38_contrast at full width, filled by golden/fill.py. 420 MB, removed afterwards."""
     import torch
     from golden.fill import fill_state_dict
 

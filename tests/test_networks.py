@@ -64,8 +64,8 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [value for value in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(value, torch.Tensor)]
-        self.entries = max([self.entries, *(value.numel() for value in made)])
+        made = out if isinstance(out, (tuple, list)) else [out]
+        self.entries = max([self.entries, *(value.numel() for value in made if isinstance(value, torch.Tensor))])
         return out
 
 
@@ -101,10 +101,10 @@ def test_training_mode_freezes_batchnorm_and_nothing_else(tiny):
     assert tiny.train() is tiny and tiny.eval() is tiny
     tiny.train()
     norms = [m for m in tiny.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [(m.running_mean.clone(), m.running_var.clone()) for m in norms]
+    before = [buffer.clone() for m in norms for buffer in m.buffers()]
     tiny(torch.randn(2, 3, 48, 48))
     assert len(norms) > 30 and not any(m.training for m in norms)
-    assert all(torch.equal(m.running_mean, mean) and torch.equal(m.running_var, var) for m, (mean, var) in zip(norms, before))
+    assert all(map(torch.equal, [buffer for m in norms for buffer in m.buffers()], before))
     assert all(m.training for m in tiny.modules() if isinstance(m, nn.Dropout2d))
     assert not any(p.requires_grad for m in norms for p in m.parameters())
 
@@ -174,8 +174,10 @@ class Biased(FrozenResNet38):
 def test_four_groups_with_their_rates_and_decays():
     net = Biased()
     groups = parameter_groups(net, lr=0.01, weight_decay=5e-4)
-    expected = [(0.01, 5e-4, [net.trunk[0].weight, net.trunk[2].weight]), (0.02, 0., [net.trunk[0].bias, net.trunk[2].bias]),
-                (0.1, 5e-4, [net.head[0].weight, net.head[2].weight]), (0.2, 0., [net.head[0].bias, net.head[2].bias])]
+    expected = [(0.01, 5e-4, [net.trunk[0].weight, net.trunk[2].weight]),
+                (0.02, 0., [net.trunk[0].bias, net.trunk[2].bias]),
+                (0.1, 5e-4, [net.head[0].weight, net.head[2].weight]),
+                (0.2, 0., [net.head[0].bias, net.head[2].bias])]
     assert len(groups) == 4
     for group, (lr, decay, members) in zip(groups, expected):
         assert (group['lr'], group['weight_decay']) == (pytest.approx(lr), decay)
