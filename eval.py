@@ -56,7 +56,8 @@ def main(args):
 
 def split_of(ids, list_path):
     """The split that a list belongs to, judged by the lists beside it or else the repository's: 'train', 'val',
-    'train_aug' or 'unknown'. UserError where it mixes images of val with training images: one number for both says nothing.
+    'train_aug' or 'unknown'. UserError where it mixes images of val with training images: one number for both
+    says nothing.
     """
     known = {}
     for folder in (cli.repo_path(list_path).parent, cli.REPO / 'voc12'):
@@ -72,12 +73,13 @@ def split_of(ids, list_path):
 
 
 def summarise(args, split, result, fixed):
-    """What <logfile>.json holds. IoU in percent; "fixed" is the threshold given, "best" the curve's (None without one)."""
+    """What <logfile>.json holds. IoU in percent; "fixed" is at the threshold given, "best" the curve's best or None."""
     def at(index):
         return {'threshold': None if result.thresholds is None else float(result.thresholds[index]),
                 'miou': float(result.miou[index]), 'class_iou': dict(zip(VOC.names, result.class_iou[index].tolist()))}
-    summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list), 'split': split,
-               'images': result.images, 'predict_dir': str(args.predict_dir), 'gt_dir': str(args.gt_dir), 'type': args.type,
+    summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list),
+               'split': split, 'images': result.images, 'predict_dir': str(args.predict_dir),
+               'gt_dir': str(args.gt_dir), 'type': args.type,
                'unlabelled_share': float(result.unlabelled), 'best': None, 'curve': None}
     summary['fixed'] = at(0 if result.thresholds is None else result.at(fixed))
     if args.curve:
@@ -96,22 +98,26 @@ def as_text(summary, result):
     lines = [f'{summary["comment"]}: {summary["images"]} images of {summary["list"]} (split: {summary["split"]}), '
              f'{summary["predict_dir"]} against {summary["gt_dir"]}',
              f'{"IoU in %":<12}' + ''.join(f'{title:>12}' for title, _ in columns)]
-    lines += [f'{name:<12}' + ''.join(f'{column["class_iou"][name]:12.2f}' for _, column in columns) for name in VOC.names]
+    lines += [f'{name:<12}' + ''.join(f'{column["class_iou"][name]:12.2f}' for _, column in columns)
+              for name in VOC.names]
     lines.append(f'{"mIoU":<12}' + ''.join(f'{column["miou"]:12.2f}' for _, column in columns))
     if fixed['threshold'] is not None:
         lines.append(f'fixed: background score {fixed["threshold"]:g}, chosen without this ground truth')
     if best:
-        edge = ', at the end of the range: the true best may lie outside' if best['threshold'] in metrics.CURVE[[0, -1]] else ''
+        at_the_end = best['threshold'] in metrics.CURVE[[0, -1]]
+        edge = ', at the end of the range: the true best may lie outside' if at_the_end else ''
         lines.append(f'best on this ground truth: background score {best["threshold"]:.2f}, an upper bound{edge}')
     if result.unlabelled:
-        lines.append(f'{100 * result.unlabelled:.2f}% of the pixels have no predicted label ({metrics.IGNORE}); each counts as a miss')
+        lines.append(f'{100 * result.unlabelled:.2f}% of the pixels have no predicted label ({metrics.IGNORE}); '
+                     'each counts as a miss')
     return '\n'.join(lines)
 
 
 def published_log(args, summary, result):
     """What the published log holds: IoU per class and mIoU or, for a curve, the list of mIoU; and what the run was."""
     if args.curve:
-        scores = {'mIoU': [round(value, 3) for value in summary['curve'].values()], 'best': summary['best']['threshold']}
+        curve = [round(value, 3) for value in summary['curve'].values()]
+        scores = {'mIoU': curve, 'best': summary['best']['threshold']}
     else:
         scores = {**{name: f'{value:.3f}' for name, value in summary['fixed']['class_iou'].items()},
                   'mIoU': f'{summary["fixed"]["miou"]:.3f}', 'threshold': summary['fixed']['threshold']}

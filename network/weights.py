@@ -1,4 +1,4 @@
-"""Pretrained weights: reading `.pth`, `.ckpt` and MXNet `.params`, loading them with a report, building the net that fits.
+"""Pretrained weights: reading `.pth`, `.ckpt` and MXNet `.params`, loading with a report, building the net that fits.
 
 SPEC sections 1 and 2. Nothing here is ever loaded silently in part (published: strict=False hid wrong files).
 """
@@ -24,10 +24,10 @@ COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older 
 def read_weights(path, background_last=False):
     """Read weights: dict name → torch tensor on the CPU, floating-point ones as float32, names without `module.`.
 
-    `.params` is MXNet's ImageNet ResNet-38, renamed to our keys; any other suffix is a PyTorch file: a plain state dict,
-    or a checkpoint (`.ckpt`) whose entry 'model' is one. EPS weights with background last come back with background
-    first: recognised by their key `proj_fc`; the plain EPS network has no such sign, `background_last` says it.
-    UserError: missing, truncated or foreign file, anything but tensors in it, `background_last` for a file in our layout.
+    `.params` is MXNet's ImageNet ResNet-38, renamed to our keys; any other suffix is a PyTorch file: a plain state
+    dict, or a checkpoint (`.ckpt`) whose entry 'model' is one. EPS weights with background last come back with
+    background first: recognised by their key `proj_fc`; plain EPS has no such sign, so `background_last` says it.
+    UserError: missing, truncated or foreign file, anything but tensors in it, `background_last` for one in our layout.
     """
     path = Path(path)
     try:
@@ -37,7 +37,7 @@ def read_weights(path, background_last=False):
     except OSError as error:
         raise UserError(path, f'weights cannot be read ({error.strerror or error})', 'check the file') from error
     if background_last and 'fc_proj.weight' in state:
-        raise UserError(path, 'has background first (it names fc_proj), not last', 'leave the EPS layout flag out')
+        raise UserError(path, 'has background first (it names fc_proj), not last', 'leave --background_last out')
     if background_last or is_published_eps(state):
         state = from_published_eps(state)
     return state
@@ -51,7 +51,7 @@ def _read_torch(path):
         raise
     except Exception as error:  # on a foreign file torch.load raises nearly anything, by where the bytes lead it
         reason = str(error).split('\n')[0][:120] or type(error).__name__
-        raise UserError(path, f'not a file of PyTorch weights ({reason})', 'give a .pth, .ckpt or .params file') from error
+        raise UserError(path, f'not a file of PyTorch weights ({reason})', 'give a .pth, .ckpt or .params') from error
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
         state = state['model']
     if not isinstance(state, dict) or not state or not all(
@@ -87,8 +87,8 @@ class _Bytes:
 def _read_ndarray(file):
     """One MXNet NDArray at the cursor, as float32. The three layouts differ in the words before the shape:
 
-    legacy: ndim uint32, dims uint32. V1: magic uint32, ndim uint32, dims int64. V2: magic, storage type int32 (0: dense),
-    then as V1. All go on with the device (two int32), the type int32 and the values.
+    legacy: ndim uint32, dims uint32. V1: magic uint32, ndim uint32, dims int64. V2: magic, storage type int32 (0 is
+    dense), then as V1. All go on with the device (two int32), the type int32 and the values.
     """
     first, = file.numbers('I')
     if first == MXNET_V2 and file.numbers('i') != (0,):
@@ -210,11 +210,12 @@ def load_weights(net, weights, path, required='all'):
     looks = f'it looks like {describe(weights)}'
     if needed:
         raise UserError(path, f'does not fit {network}: {looks}; it lacks {len(needed)} of {len(own)} tensors '
-                              f'({_layers(needed, 4)})', 'give the weights of that network, or choose another with --network')
+                              f'({_layers(needed, 4)})', 'give it its own weights, or choose another by --network')
     for key in report.loaded:
         if own[key].shape != weights[key].shape:
             raise UserError(path, f'does not fit {network}: {looks}; {key} has shape {tuple(weights[key].shape)}, '
-                                  f'the network needs {tuple(own[key].shape)}', 'give weights of the same width and classes')
+                                  f'the network needs {tuple(own[key].shape)}',
+                            'give weights of the same width and classes')
         if not torch.isfinite(weights[key]).all():
             raise UserError(path, f'{key} holds values that are not finite', 'give weights of a run that did not fail')
     counters = {key: weights[key] for key in net.state_dict() if key.endswith(COUNTERS) and key in weights}
@@ -229,8 +230,9 @@ def describe(state):
     """In words, the network that a state dict seems to belong to, judged by the layers only it has."""
     parts = {part for key in state for part in key.split('.')}
     signs = (('cls_conv', 'a DeepLab'), ('f8_5', 'an AffinityNet'), ('proj_fc', 'an EPS + PPC with background last'),
-             ('fc_proj', 'a SEAM + PPC or EPS + PPC'), ('f9', 'a SEAM'), ('fc8', 'a ResNet-38 classifier (plain EPS, say)'),
-             ('conv1a', 'a ResNet-38 backbone'), ('layer4', 'a ResNet backbone'))
+             ('fc_proj', 'a SEAM + PPC or EPS + PPC'), ('f9', 'a SEAM'),
+             ('fc8', 'a ResNet-38 classifier (plain EPS, say)'), ('conv1a', 'a ResNet-38 backbone'),
+             ('layer4', 'a ResNet backbone'))
     name = next((words for sign, words in signs if sign in parts), 'none of the networks here')
     return f'{name} of width {width_of_weights(state):g}' if 'conv1a' in parts else name
 
@@ -246,7 +248,7 @@ def width_of_weights(state):
 
 
 def build_net(module_name, state, **kwargs):
-    """Build the network of a `--network` flag at the width of its weights: `network.resnet38_contrast` → its Net(width=…).
+    """Build the network of a `--network` flag (network.resnet38_contrast, say) at the width of its weights.
 
     state: the state dict to be loaded next. kwargs go to Net. UserError: no such module, or one without a Net.
     """
@@ -257,5 +259,6 @@ def build_net(module_name, state, **kwargs):
             raise  # the module exists; what it imports does not
         module = None
     if not hasattr(module, 'Net'):
-        raise UserError('--network', f'{module_name!r} is no module with a class Net', 'use network.resnet38_contrast, say')
+        raise UserError('--network', f'{module_name!r} is no module with a class Net',
+                        'use network.resnet38_contrast, say')
     return module.Net(width=width_of_weights(state), **kwargs)

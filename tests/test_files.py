@@ -45,17 +45,20 @@ def test_code_in_a_pickle_does_not_run(tmp_path):
 
 
 @pytest.mark.parametrize('module, name', [
-    ('builtins', 'eval'), ('builtins', 'getattr'), ('numpy', 'load'), ('numpy', 'core'), ('numpy.core.multiarray', 'fromfile'),
+    ('builtins', 'eval'), ('builtins', 'getattr'), ('builtins', 'bytes'), ('numpy', 'load'), ('numpy', 'core'),
+    ('numpy.core.multiarray', 'fromfile'),
     ('numpy._core.multiarray', '_reconstruct.__globals__'), ('os', 'system'), ('tool.files', 'save_text')])
 def test_other_names_are_refused(tmp_path, module, name):
-    payload = pickle.PROTO + b'\x04' + pickle.UNICODE + module.encode() + b'\n' + pickle.UNICODE + name.encode() + b'\n' + b'\x93.'
+    payload = b'\x80\x04V' + module.encode() + b'\nV' + name.encode() + b'\n\x93.'
     with pytest.raises(UserError, match='neither an array nor a plain container'):
         files.read_npy(npy_of(tmp_path / 'x.npy', payload))
 
 
 PLAIN = {0: np.arange(6, dtype=np.float32).reshape(2, 3), 'id': np.float64(2.5), 3: [1, (2, 'x', None, True)],
-         'fortran': np.asfortranarray(np.arange(6).reshape(2, 3)), 'bytes': np.frombuffer(b'abc', 'S1'), 'text': np.array(['ä', 'bc']),
-         'half': np.float16([1, 2]), 'big': np.array([1, 2], '>i4'), 'empty': np.zeros((0, 4)), 'bool': np.array([True, False]),
+         'fortran': np.asfortranarray(np.arange(6).reshape(2, 3)), 'bytes': np.frombuffer(b'abc', 'S1'),
+         'text': np.array(['ä', 'bc']), 'half': np.float16([1, 2]), 'big': np.array([1, 2], '>i4'),
+         'empty': np.zeros((0, 4)),
+         'bool': np.array([True, False]),
          'objects': np.array([None, {'deep': np.ones(2)}], object)}
 
 
@@ -97,10 +100,12 @@ def array_pickle(shape=(2,), code='f4', state=(3, '<', None, None, None, -1, -1,
 
 
 @pytest.mark.parametrize('fields', [
-    {'shape': (3,)}, {'shape': (10 ** 12,)}, {'shape': (-2,)}, {'shape': (2.0,)}, {'shape': (1,) * 40 + (2,)}, {'shape': None},
-    {'code': 'f8'}, {'code': 'O8'}, {'code': 'O8', 'data': []}, {'code': 'V4'}, {'code': 'f4,f4'}, {'code': 'U999999999'}, {'code': 'i3'},
+    {'shape': (3,)}, {'shape': (10 ** 12,)}, {'shape': (-2,)}, {'shape': (2.0,)}, {'shape': (1,) * 40 + (2,)},
+    {'shape': None}, {'code': 'f8'}, {'code': 'O8'}, {'code': 'O8', 'data': []}, {'code': 'V4'}, {'code': 'f4,f4'},
+    {'code': 'U999999999'}, {'code': 'i3'},
     {'code': 'U1', 'data': b'\xff' * 8}, {'state': (3, '!', None, None, None, -1, -1, 0)}, {'state': ()},
-    {'state': (3, '<', None, ('a',), {'a': (np.dtype('O'), 0)}, 8, 8, 63)}, {'state': (3, '<', (np.dtype('O'), (2,)), None, None, 16, 1, 63)},
+    {'state': (3, '<', None, ('a',), {'a': (np.dtype('O'), 0)}, 8, 8, 63)},
+    {'state': (3, '<', (np.dtype('O'), (2,)), None, None, 16, 1, 63)},
     {'data': None}, {'data': 10 ** 12}, {'data': [0] * 8}, {'shape': ('ab', 2)}, {'shape': [2]}])
 def test_arrays_of_unsound_parts(tmp_path, fields):
     sound = files.read_npy(npy_of(tmp_path / 'x.npy', pickle.dumps(np.array({}, object))))
@@ -118,7 +123,8 @@ def test_the_unsound_parts_are_what_is_refused(tmp_path):
 def test_sizes_beyond_the_file_take_no_memory(tmp_path):
     """A memo number, a length and a shape of billions, in files of a few bytes."""
     payloads = [b'\x80\x04]r\x00\x00\x00\x01.', b'\x80\x05\x96' + (2 ** 38).to_bytes(8, 'little') + b'x.',
-                b'\x80\x04\x95' + (2 ** 38).to_bytes(8, 'little') + b'].', b'\x80\x04\x8e' + (2 ** 38).to_bytes(8, 'little') + b'x.']
+                b'\x80\x04\x95' + (2 ** 38).to_bytes(8, 'little') + b'].',
+                b'\x80\x04\x8e' + (2 ** 38).to_bytes(8, 'little') + b'x.']
     paths = [npy_of(tmp_path / f'{n}.npy', payload) for n, payload in enumerate(payloads)]
     np.save(tmp_path / 'shape.npy', np.zeros(3))
     paths.append(tmp_path / 'shape.npy')
@@ -150,7 +156,7 @@ def test_damaged_files_are_users_errors(tmp_path):
     originals = [path.read_bytes() for path in tmp_path.iterdir()]
     rng = np.random.default_rng(0)
     outcomes = collections.Counter()
-    for _ in range(1500):
+    for _ in range(600):
         data = bytearray(originals[rng.integers(3)])
         for at in rng.integers(0, len(data), rng.integers(1, 5)):
             data[at] = rng.integers(256)
@@ -161,7 +167,7 @@ def test_damaged_files_are_users_errors(tmp_path):
                 outcomes['read'] += 1
             except UserError:
                 outcomes['refused'] += 1
-    assert outcomes['refused'] > 1000 and outcomes['read'] > 50
+    assert outcomes['refused'] > 400 and outcomes['read'] > 20
 
 
 def test_missing_and_foreign_npy(tmp_path):
@@ -196,7 +202,8 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
     """A limit on the size of files stands in for a full disk."""
-    code = ('import resource, signal, numpy as np; from tool import files; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+    code = ('import resource, signal, numpy as np; from tool import files; '
+            'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
             'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); files.save_npy("x.npy", np.zeros(10000))')
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert 'UserError' in done.stderr and 'x.npy' in done.stderr.splitlines()[-1] and 'cannot be written' in done.stderr
@@ -228,7 +235,8 @@ def picture(path, mode='RGB', size=(20, 10), **options):
     return path
 
 
-@pytest.mark.parametrize('mode, suffix', [('L', 'jpg'), ('CMYK', 'jpg'), ('P', 'png'), ('RGBA', 'png'), ('I;16', 'png')])
+@pytest.mark.parametrize('mode, suffix', [('L', 'jpg'), ('CMYK', 'jpg'), ('P', 'png'), ('RGBA', 'png'),
+                                          ('I;16', 'png')])
 def test_other_colour_modes_are_refused_or_converted(tmp_path, mode, suffix):
     path = picture(tmp_path / f'x.{suffix}', mode)
     with pytest.raises(UserError, match=f'x.{suffix}: image mode is .*, not RGB; .*--convert_rgb'):
@@ -275,7 +283,8 @@ def test_ids_are_any_names(tmp_path):
     assert files.read_list(tmp_path / 'x.txt') == ['a.b', 'COCO_train_0001', 'x']
 
 
-@pytest.mark.parametrize('data, words', [(b'', 'empty'), (b'\n \n', 'empty'), (b'a\nb\na\n', 'names a twice'), (b'\xff\xfe\xfa', 'cannot be read')])
+@pytest.mark.parametrize('data, words', [(b'', 'empty'), (b'\n \n', 'empty'), (b'a\nb\na\n', 'names a twice'),
+                                         (b'\xff\xfe\xfa', 'cannot be read')])
 def test_lists_that_are_wrong(tmp_path, data, words):
     (tmp_path / 'x.txt').write_bytes(data)
     with pytest.raises(UserError, match=words):
@@ -292,8 +301,9 @@ def test_labels(tmp_path):
 
 
 @pytest.mark.parametrize('value, words', [
-    ({'a': np.ones(3)}, 'not 20 values'), ({'a': np.full(20, .5)}, 'not 20 values'), ({'a': 'text'}, 'no array of numbers'),
-    ({'a': {1: 2}}, 'no array of numbers'), ({}, 'not a dict'), (np.ones(20), 'not a dict')])
+    ({'a': np.ones(3)}, 'not 20 values'), ({'a': np.full(20, .5)}, 'not 20 values'),
+    ({'a': 'text'}, 'no array of numbers'), ({'a': {1: 2}}, 'no array of numbers'),
+    ({}, 'not a dict'), (np.ones(20), 'not a dict')])
 def test_labels_that_are_wrong(tmp_path, value, words):
     files.save_npy(tmp_path / 'x.npy', value)
     with pytest.raises(UserError, match=words):
@@ -302,7 +312,8 @@ def test_labels_that_are_wrong(tmp_path, value, words):
 
 # ---------------------------------------------------------------- the command line
 
-@pytest.mark.parametrize('argv, value', [([], False), (['--curve'], True), (['--curve', 'True'], True), (['--curve', 'false'], False),
+@pytest.mark.parametrize('argv, value', [([], False), (['--curve'], True), (['--curve', 'True'], True),
+                                         (['--curve', 'false'], False),
                                          (['--curve', '--other', '1'], True)])
 def test_switches_stand_alone_or_take_a_value(argv, value):
     parser = cli.ArgumentParser()
@@ -311,7 +322,8 @@ def test_switches_stand_alone_or_take_a_value(argv, value):
     assert parser.parse_args(argv).curve is value
 
 
-@pytest.mark.parametrize('argv', [['--curve', 'maybe'], ['--unknown'], ['--num_workers', '-1'], ['--num_workers', 'x'], ['--num']])
+@pytest.mark.parametrize('argv', [['--curve', 'maybe'], ['--unknown'], ['--num_workers', '-1'], ['--num_workers', 'x'],
+                                  ['--num']])
 def test_wrong_flags_are_one_line(capsys, argv):
     parser = cli.ArgumentParser()
     cli.add_switch(parser, '--curve', 'a switch')
@@ -322,7 +334,8 @@ def test_wrong_flags_are_one_line(capsys, argv):
     assert exit_info.value.code == 2 and error.startswith('error: command line: ') and error.count('\n') == 1
 
 
-@pytest.mark.parametrize('kind, good, bad', [(cli.positive, ['1', '20'], ['0', '-1', 'x', '1.5']), (cli.non_negative, ['0', '3'], ['-1', '']),
+@pytest.mark.parametrize('kind, good, bad', [(cli.positive, ['1', '20'], ['0', '-1', 'x', '1.5']),
+                                             (cli.non_negative, ['0', '3'], ['-1', '']),
                                              (cli.unit_interval, ['0', '1', '0.26'], ['-0.1', '1.1', 'nan', 'x'])])
 def test_number_types(kind, good, bad):
     assert [kind(text) for text in good] == [float(text) for text in good]

@@ -31,7 +31,8 @@ def test_golden_masks(golden):
 def test_golden_curve(golden):
     histogram = np.zeros((NUM_CLASSES, NUM_CLASSES - 1, len(CURVE) + 1), np.int64)
     for i in golden['names']:
-        histogram[:, golden[f'cam_keys_{i}']] += score_histogram(golden[f'gt_{i}'], golden[f'cam_{i}'], CURVE, NUM_CLASSES)
+        gt, keys, cams = (golden[f'{name}_{i}'] for name in ('gt', 'cam_keys', 'cam'))
+        histogram[:, keys] += score_histogram(gt, cams, CURVE, NUM_CLASSES)
     np.testing.assert_allclose(mean_iou(curve_confusions(histogram)), golden['curve'], atol=1e-6)
 
 

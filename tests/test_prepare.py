@@ -25,7 +25,8 @@ def annotation(names):
 def devkit(tmp_path):
     """A devkit of five images, 12x10 pixels; saliency maps beside it."""
     root = tmp_path / 'VOC2012'
-    for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug', 'ImageSets/Segmentation', 'SAL'):
+    for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationClassAug', 'ImageSets/Segmentation',
+                   'SAL'):
         (root / folder).mkdir(parents=True)
     for name, ids in SPLITS.items():
         (root / 'ImageSets' / 'Segmentation' / f'{name}.txt').write_text(''.join(f'{i}\n' for i in ids))
@@ -43,7 +44,8 @@ def devkit(tmp_path):
 def run(devkit, *flags):
     """Run prepare.py on the devkit into out/. Returns that folder."""
     out = devkit.parent / 'out'
-    cli.run(prepare.main, prepare.get_args_parser(), ['--voc12_root', str(devkit), '--out', str(out), '--num_workers', '0', *flags])
+    always = ['--voc12_root', str(devkit), '--out', str(out), '--num_workers', '0']
+    cli.run(prepare.main, prepare.get_args_parser(), [*always, *flags])
     return out
 
 
@@ -57,14 +59,16 @@ def fails(capsys, devkit, *words, flags=()):
 
 def test_lists(devkit, capsys):
     out = run(devkit)
-    assert {path.name for path in out.iterdir()} == {'train.txt', 'val.txt', 'train_aug.txt', 'test.txt', 'cls_labels.npy'}
+    written = {path.name for path in out.iterdir()}
+    assert written == {'train.txt', 'val.txt', 'train_aug.txt', 'test.txt', 'cls_labels.npy'}
     assert files.read_list(out / 'train_aug.txt') == sorted([*SPLITS['train'], EXTRA])
     for name, ids in SPLITS.items():
         assert files.read_list(out / f'{name}.txt') == ids
     first = (out / 'train.txt').read_text().splitlines()[0]
     assert first == '/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png'
     said = capsys.readouterr()
-    assert 'train.txt: 2 ids (VOC 2012 has 1464)' in said.out and 'train_aug.txt: 3 ids (VOC 2012 has 10582)' in said.out
+    assert 'train.txt: 2 ids (VOC 2012 has 1464)' in said.out
+    assert 'train_aug.txt: 3 ids (VOC 2012 has 10582)' in said.out
     assert 'warning' not in said.err
 
 
@@ -121,13 +125,15 @@ def test_train_and_val_overlap(devkit, capsys):
     fails(capsys, devkit, 'val.txt', 'shares 1 ids', '2007_000032')
 
 
-BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotation><object><name>cat&b;</name></object></annotation>'
+BOMB = ('<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]>'
+        '<annotation><object><name>cat&b;</name></object></annotation>')
 READER = '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/hostname">]><annotation>&f;</annotation>'
 
 
 @pytest.mark.parametrize('text, words', [
     (BOMB, 'DOCTYPE'), (READER, 'DOCTYPE'), (BOMB.encode('utf-16'), 'DOCTYPE'), (annotation(['unicorn']), "'unicorn'"),
-    (annotation(['cat'])[:-5], 'cannot be read'), ('', 'cannot be read'), (b'<?xml version="1.0" encoding="rot13"?><a/>', 'cannot be read')])
+    (annotation(['cat'])[:-5], 'cannot be read'), ('', 'cannot be read'),
+    (b'<?xml version="1.0" encoding="rot13"?><a/>', 'cannot be read')])
 def test_annotations_that_are_refused(devkit, capsys, text, words):
     (devkit / 'Annotations' / '2007_000039.xml').write_bytes(text if isinstance(text, bytes) else text.encode())
     fails(capsys, devkit, '2007_000039.xml', words)
@@ -146,7 +152,8 @@ def test_saliency_that_fits(devkit, capsys):
 
 @pytest.mark.parametrize('picture, words', [
     (Image.new('L', (10, 12), 200), 'another size'), (Image.new('RGB', (12, 10), (200, 0, 0)), 'mode RGB'),
-    (Image.new('L', (12, 10)), 'zero everywhere'), (Image.new('L', (12, 10), 1), 'values 0..1'), (None, 'file not found')])
+    (Image.new('L', (12, 10)), 'zero everywhere'), (Image.new('L', (12, 10), 1), 'values 0..1'),
+    (None, 'file not found')])
 def test_saliency_that_does_not(devkit, capsys, picture, words):
     path = devkit / 'SAL' / '2007_000039.png'
     path.unlink() if picture is None else picture.save(path)

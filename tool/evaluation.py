@@ -15,7 +15,7 @@ SUFFIX = {'npy': '.npy', 'png': '.png'}
 class Evaluation:
     """What `evaluate` returns. Percentages are 0..100.
 
-    classes: the ClassSet. images: their number. counts: int64 (T, C, C + 1), a confusion matrix per threshold (metrics.confusion).
+    classes: the ClassSet. images: their number. counts: int64 (T, C, C + 1), per threshold a metrics.confusion.
     thresholds: (T,) background scores, ascending; None for masks (then T is 1).
     """
     classes: object
@@ -51,7 +51,8 @@ class Evaluation:
 def evaluate(ids, predict_dir, gt_dir, classes, type='npy', thresholds=metrics.CURVE, workers=0):
     """Score the predictions of `ids` in one pass over the files. Returns an Evaluation.
 
-    predict_dir: `<id>.npy` (CAM dicts, see files.read_cams) or, for type 'png', label masks `<id>.png`. gt_dir: `<id>.png`.
+    predict_dir: `<id>.npy` (CAM dicts, see files.read_cams) or, for type 'png', label masks `<id>.png`.
+    gt_dir: `<id>.png`.
     classes: a ClassSet (num_classes, names). thresholds: background scores 0..1 for npy; unused for png.
     workers: processes (0: this one). UserError: missing or malformed file, shapes that differ, labels out of range.
     """
@@ -99,5 +100,6 @@ def read_labels(path, num_classes):
 def same_shape(path, shape, gt_path, gt_shape):
     """UserError where a prediction's (H, W) is not that of its ground truth."""
     if tuple(shape) != gt_shape:
-        raise UserError(path, f'is {shape[0]}x{shape[1]} (height x width), its ground truth {gt_path} {gt_shape[0]}x{gt_shape[1]}',
+        sizes = ['{}x{}'.format(*size) for size in (shape, gt_shape)]
+        raise UserError(path, f'is {sizes[0]} (height x width), its ground truth {gt_path} {sizes[1]}',
                         'predict at the size of the image')

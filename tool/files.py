@@ -31,7 +31,8 @@ def atomic(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(path, f'cannot be written ({error.strerror or error})', 'free space or choose another folder') from error
+        raise UserError(path, f'cannot be written ({error.strerror or error})',
+                        'free space or choose another folder') from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -98,7 +99,8 @@ def read_image(path, convert=False):
     """
     with opened_image(path) as image:
         if min(image.size) < MIN_SIDE:
-            raise UserError(path, f'image is {image.width}x{image.height} pixels, under {MIN_SIDE}', 'take it off the list')
+            raise UserError(path, f'image is {image.width}x{image.height} pixels, under {MIN_SIDE}',
+                            'take it off the list')
         if image.mode != 'RGB' and not convert:
             raise UserError(path, f'image mode is {image.mode}, not RGB', 'convert the file, or add --convert_rgb')
         return np.asarray(image.convert('RGB'))
@@ -130,7 +132,8 @@ def read_npy(path):
     try:
         with open(path, 'rb') as file:
             version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
+            form = np.lib.format
+            read_header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
             shape, _, dtype = read_header(file)
             if dtype.hasobject:
                 value = safe_pickle.load(file)
@@ -166,7 +169,8 @@ def read_cams(path, num_foreground):
     except (ValueError, TypeError) as error:
         raise UserError(path, f'holds no CAMs of one shape ({error})', redo) from error
     if keys[0] < 0 or keys[-1] >= num_foreground or cams.ndim != 3:
-        raise UserError(path, f'classes {keys.tolist()} of shape {cams.shape[1:]} do not fit {num_foreground} classes', redo)
+        raise UserError(path, f'classes {keys.tolist()} of shape {cams.shape[1:]} do not fit {num_foreground} classes',
+                        redo)
     if not np.isfinite(cams).all():
         raise UserError(path, 'holds values that are not finite', redo)
     return keys, cams
@@ -207,15 +211,17 @@ def image_id(entry):
 def read_labels(path, num_foreground):
     """Read image-level labels: dict id → float32 (num_foreground,), values 0 or 1. UserError: another content."""
     value = read_npy(repo_path(path))
+    redo = 'write it with voc12/prepare.py'
     if not isinstance(value, dict) or not value:
-        raise UserError(path, 'is not a dict of labels', 'write it with voc12/prepare.py')
+        raise UserError(path, 'is not a dict of labels', redo)
     try:
-        labels = {str(key): np.asarray(label, np.float32).reshape(-1) for key, label in value.items()}
+        with np.errstate(over='ignore'):  # inf is refused below
+            labels = {str(key): np.asarray(label, np.float32).reshape(-1) for key, label in value.items()}
     except (ValueError, TypeError) as error:
-        raise UserError(path, f'holds a label that is no array of numbers ({error})', 'write it with voc12/prepare.py') from error
+        raise UserError(path, f'holds a label that is no array of numbers ({error})', redo) from error
     for key, label in labels.items():
         if len(label) != num_foreground or not np.isin(label, (0, 1)).all():
-            raise UserError(path, f'label of {key} is not {num_foreground} values of 0 or 1', 'write it with voc12/prepare.py')
+            raise UserError(path, f'label of {key} is not {num_foreground} values of 0 or 1', redo)
     return labels
 
 
@@ -241,5 +247,5 @@ def need_files(ids, folder, suffix, flag):
     """Check that `<folder>/<id><suffix>` exists for all ids. UserError naming the first that does not."""
     missing = missing_files(ids, folder, suffix)
     if missing:
-        raise UserError(Path(folder) / (missing[0] + suffix), f'file not found ({len(missing)} of {len(ids)} are missing)',
-                        f'correct the list or {flag}')
+        raise UserError(Path(folder) / (missing[0] + suffix),
+                        f'file not found ({len(missing)} of {len(ids)} are missing)', f'correct the list or {flag}')

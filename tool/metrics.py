@@ -8,8 +8,8 @@ CURVE = np.arange(60) / 100  # the background scores of --curve
 def confusion(gt, predicted, num_classes):
     """Count the pixels of one image by true and predicted label.
 
-    gt, predicted: uint8 of one shape, labels 0..num_classes-1 or 255. Returns int64 (num_classes, num_classes + 1): rows
-    true, columns predicted, the last column for 255. Counts of several images add up. ValueError: any other label.
+    gt, predicted: uint8 of one shape, labels 0..num_classes-1 or 255. Returns int64 (num_classes, num_classes + 1):
+    rows true, columns predicted, the last column for 255. Counts of several images add up. ValueError: any other label.
     """
     counted = gt != IGNORE
     rows, columns = gt[counted].astype(np.int64), predicted[counted].astype(np.int64)
@@ -36,13 +36,13 @@ def mean_iou(counts):
 
 
 def score_histogram(gt, cams, thresholds, num_classes):
-    """Count the pixels of one image by true label, best foreground class and score: what every threshold's result needs.
+    """Count one image's pixels by true label, best foreground class and score: what every threshold's result needs.
 
     gt uint8 (H, W), labels 0..num_classes-1 or 255; cams float32 (K, H, W), K present classes in ascending order;
-    thresholds ascending. Returns int64 (num_classes, K, len(thresholds) + 1): the last index is the number of thresholds
-    below the score. The cost does not grow with the thresholds (but for a binary search among them).
+    thresholds ascending. Returns int64 (num_classes, K, len(thresholds) + 1): the last index is the number of
+    thresholds below the score. The cost does not grow with the thresholds (but for a binary search among them).
 
-    Equal to writing t into channel 0 of a float32 stack and taking the argmax, as published: so t is compared as float32,
+    Equal to writing t into channel 0 of a float32 stack and taking the argmax, as published: t is compared as float32,
     ties go to background and then to the lower class, and absent classes (score 0) never win because t >= 0.
     """
     counted = gt != IGNORE

@@ -85,11 +85,14 @@ def _no_bytes():
     return b''
 
 
-_KNOWN = {('numpy', 'ndarray'): _Array, ('numpy', 'dtype'): _Dtype, ('collections', 'OrderedDict'): collections.OrderedDict,
-          ('_codecs', 'encode'): _encode, ('__builtin__', 'bytes'): _no_bytes}
+_KNOWN = {('numpy', 'ndarray'): _Array, ('numpy', 'dtype'): _Dtype, ('_codecs', 'encode'): _encode,
+          ('__builtin__', 'bytes'): _no_bytes, ('collections', 'OrderedDict'): collections.OrderedDict}
 for _core in ('numpy.core', 'numpy._core'):  # before and since NumPy 2
     _KNOWN |= {(f'{_core}.multiarray', '_reconstruct'): _reconstruct, (f'{_core}.multiarray', 'scalar'): _scalar,
                (f'{_core}.numeric', '_frombuffer'): _build}
+
+
+_PLAIN = (np.ndarray, np.generic, dict, list, tuple, set, str, bytes, int, float, complex, type(None))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -116,7 +119,7 @@ def _plain(value, done):
         result = type(value)(_plain(item, done) for item in value)
     else:
         result = value
-    if not isinstance(result, (np.ndarray, np.generic, dict, list, tuple, set, str, bytes, int, float, complex, type(None))):
+    if not isinstance(result, _PLAIN):
         raise pickle.UnpicklingError(f'it holds a {type(result).__name__}')
     done[id(value)] = result
     return result

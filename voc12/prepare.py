@@ -67,7 +67,7 @@ def list_text(ids, masks):
 # ---------------------------------------------------------------- labels
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Builds the tree of a plain XML file and refuses a DOCTYPE, where entities that swell or reach out are declared."""
+    """Builds the tree of a plain XML file and refuses a DOCTYPE, which can declare entities that swell or reach out."""
 
     def doctype(self, name, public_id, system):
         raise ValueError('it has a DOCTYPE, which no VOC annotation has')
@@ -155,7 +155,7 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
     parser.add_argument('--out', default=str(cli.REPO / 'voc12'), help='folder for the lists and cls_labels.npy')
-    parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png to check (nothing is written for them)')
+    parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png to check (nothing is written)')
     cli.add_worker_flag(parser)
     return parser
 
@@ -166,7 +166,8 @@ def main(args):
     splits = read_splits(root)
     labels = read_all_labels(sorted(set().union(*splits.values())), root / 'Annotations')
     if not labels:
-        raise UserError(root / 'Annotations', 'holds no annotation of any listed image', 'add the XML files of the devkit')
+        raise UserError(root / 'Annotations', 'holds no annotation of any listed image',
+                        'add the XML files of the devkit')
     masks = mask_ids(root)
     for name, ids in splits.items():
         files.save_text(out / f'{name}.txt', list_text(ids, masks))
@@ -174,7 +175,8 @@ def main(args):
     if 'test' not in splits:
         warn(f'no test.txt written: ImageSets/Segmentation/test.txt is missing ({TEST_HINT})')
     files.save_npy(out / 'cls_labels.npy', labels)
-    print(f'cls_labels.npy: {len(labels)} images, {np.mean([label.sum() for label in labels.values()]):.2f} classes each')
+    classes = np.mean([label.sum() for label in labels.values()])
+    print(f'cls_labels.npy: {len(labels)} images, {classes:.2f} classes each')
     empty = [i for i, label in labels.items() if not label.any()]
     if empty:
         warn(f'{len(empty)} annotations name no object, {empty[0]}.xml the first')
