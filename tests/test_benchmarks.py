@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 
 from benchmarks import bench, floor, frame, growth, inputs, report
 from benchmarks.published import contrast_loss, networks
 from golden.fill import fill_state_dict
 from network.resnet38_contrast import Net
+from tool import transforms
 from tool.cli import REPO
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -140,3 +143,22 @@ def test_command(tmp_path):
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['stages'][0]['wall_ratio'] > 1
     assert 'affinity labels' in (tmp_path / 'RESULTS.md').read_text()
+
+
+@pytest.mark.parametrize('factor', [-0.1, -0.05, 0., 0.03, 0.1])
+def test_hue_is_turned_as_by_torchvision(factor):
+    image = Image.fromarray(inputs.photo(150, 200))
+    ours = np.asarray(transforms.turn_hue(image, factor)).astype(int)
+    theirs = np.asarray(v2.functional.adjust_hue(image, factor)).astype(int)
+    difference = np.abs(ours - theirs)
+    assert difference.mean() < 0.5 and np.quantile(difference, 0.99) <= 4
+
+
+def test_colour_jitter_draws_and_applies_what_torchvision_does():
+    image = Image.fromarray(inputs.photo(150, 200))
+    for seed in range(5):
+        pictures = []
+        for jitter in (transforms.ColorJitter, v2.ColorJitter):
+            torch.manual_seed(seed)
+            pictures.append(np.asarray(jitter(0.3, 0.3, 0.3, 0.1)(image)).astype(int))
+        assert np.abs(pictures[0] - pictures[1]).mean() < 0.7

@@ -1,7 +1,8 @@
-"""What happens to an image between the file and the network: torchvision's transforms, and the one it lacks.
+"""What happens to an image between the file and the network: torchvision's transforms, one it lacks, one made quicker.
 
 Random ones draw from torch's generator, which the training loader seeds for every image (tool/loading.py).
 """
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -10,6 +11,27 @@ from torchvision.transforms import v2
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1: what all the pretrained weights were trained with
 STD = (0.229, 0.224, 0.225)
+
+cv2.setNumThreads(0)  # one thread an image: the loader's processes are the parallelism, and OpenCV's threads do not survive a fork
+
+
+class ColorJitter(v2.ColorJitter):
+    """torchvision's, but for the hue of PIL images, which OpenCV turns in an eighth of the time.
+
+    Both work in HSV of 8 bits. The two differ by 0.2 grey levels in the mean, and OpenCV's is the nearer to an exact rotation.
+    """
+
+    def _call_kernel(self, functional, inpt, *args, **kwargs):
+        if functional is v2.functional.adjust_hue and isinstance(inpt, Image.Image):
+            return turn_hue(inpt, *args, **kwargs)
+        return super()._call_kernel(functional, inpt, *args, **kwargs)
+
+
+def turn_hue(image, hue_factor):
+    """Turn the hue of an RGB PIL image by hue_factor (-0.5..0.5) of the full circle."""
+    hsv = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2HSV_FULL)  # hue 0..255: addition wraps round the circle
+    hsv[..., 0] += np.uint8(round(hue_factor * 256) % 256)
+    return Image.fromarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
 
 
 class RandomLongSide(v2.Transform):
@@ -57,7 +79,7 @@ def classification_train(crop, low, high):
     """
     outside = {tv_tensors.Image: list(MEAN), Saliency: 0}
     return v2.Compose([
-        RandomLongSide(low, high), v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3, 0.1),
+        RandomLongSide(low, high), v2.RandomHorizontalFlip(), ColorJitter(0.3, 0.3, 0.3, 0.1),
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
         v2.RandomCrop(crop, pad_if_needed=True, fill=outside), v2.Normalize(MEAN, STD)])
 
