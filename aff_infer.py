@@ -52,12 +52,12 @@ def main(args):
     from voc12.dataset import image_folder
 
     device = cli.set_up(args)
-    folders = {'rw': (files.out_dir(args.out_rw, '--out_rw'), '.png')}
-    if args.out_rw_npy:
-        folders['npy'] = files.out_dir(args.out_rw_npy, '--out_rw_npy'), '.npy'
     ids = files.read_list(args.infer_list, '--infer_list')
     files.need_files(ids, image_folder(args.voc12_root), '.jpg', '--voc12_root')
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
+    folders = {'rw': (files.out_dir(args.out_rw, '--out_rw'), '.png')}
+    if args.out_rw_npy:
+        folders['npy'] = files.out_dir(args.out_rw_npy, '--out_rw_npy'), '.npy'
     missing = {i for folder, suffix in folders.values() for i in files.missing_files(ids, folder, suffix)}
     wanted = ids if args.overwrite else [i for i in ids if i in missing]
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already')

@@ -36,10 +36,10 @@ def main(args):
         twice = max(names, key=names.count)
         raise cli.UserError('--alpha', f'gives the folder {twice} twice', 'name each exponent once')
     ids = files.read_list(args.infer_list, '--infer_list')
-    folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
     images = image_folder(args.voc12_root)
     files.need_files(ids, images, '.jpg', '--voc12_root')
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
+    folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
     missing = {i for folder in folders.values() for i in files.missing_files(ids, folder, '.npy')}
     wanted = ids if args.overwrite else [i for i in ids if i in missing]
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
