@@ -48,12 +48,9 @@ class Paths:
         """The JSON file that the evaluation step `name` leaves."""
         return self.under('segmentation_val/scores.json' if name == 'segmentation_test' else f'scores/{name}.txt.json')
 
-    def masks(self, baseline, split='train'):
-        """The folder of the pseudo masks of a split ('train' holds those of train_aug)."""
-        tail = '_val' if split == 'val' else ''
-        if baseline == 'eps':
-            return self.under(f'crf{tail}')
-        return self.under(f'rw_crf{tail}' if self.masks_crf else f'rw{tail}')
+    def masks(self, baseline):
+        """The folder of the pseudo masks of train_aug; those of val are in <it>_val."""
+        return self.under('crf' if baseline == 'eps' else 'rw_crf' if self.masks_crf else 'rw')
 
 
 def chain(baseline, paths, extra=None, shared=(), workers=None, device=None):
@@ -244,13 +241,9 @@ def report_input(baseline, paths, steps, title, notes=()):
 
 def picture_stages(baseline, paths):
     """The folders of val's predictions that the report shows side by side, in the order of the steps."""
-    folders = {'CAM': 'cam_val', 'seed': 'cam_pred_val'}
-    if baseline == 'eps':
-        folders['pseudo mask'] = 'crf_val'
-    elif paths.masks_crf:
-        folders |= {'random walk': 'rw_val', 'pseudo mask': 'rw_crf_val'}
-    else:
-        folders['pseudo mask'] = 'rw_val'
-    folders['DeepLab'] = 'segmentation_val/multi_crf'
-    return [{'title': title, 'folder': paths.under(folder), 'kind': 'cam' if title == 'CAM' else 'mask'}
+    folders = {'CAM': paths.under('cam_val'), 'seed': paths.under('cam_pred_val')}
+    if baseline == 'seam' and paths.masks_crf:
+        folders['random walk'] = paths.under('rw_val')
+    folders |= {'pseudo mask': f'{paths.masks(baseline)}_val', 'DeepLab': paths.under('segmentation_val/multi_crf')}
+    return [{'title': title, 'folder': folder, 'kind': 'cam' if title == 'CAM' else 'mask'}
             for title, folder in folders.items()]

@@ -20,6 +20,11 @@ STYLE = {
 }
 
 
+def number(value, signed=False):
+    """A percentage as text, one decimal, with a true minus sign; '' for None."""
+    return '' if value is None else f'{value:{"+" if signed else ""}.1f}'.replace('-', '\u2212')
+
+
 @contextlib.contextmanager
 def drawing(height):
     """Yield (figure, uris): a figure of WIDTH × height inches to draw on; after the block, uris holds its data URI."""
@@ -105,10 +110,10 @@ def class_bars(stages, names):
         for (title, _), row, colour in zip(stages, values, colours):
             axes.plot(row, y, 'o', ms=5, color=colour, mec='white', mew=.5, label=title, zorder=3, clip_on=False)
         for position, first, last in zip(y, values[0], values[-1]):
-            axes.text(118, position, f'{last:.1f}', ha='right', va='center', color=INK)
+            axes.text(118, position, number(last), ha='right', va='center', color=INK)
             if len(stages) > 1:
-                change, colour = f'{last - first:+.1f}'.replace('-', '\u2212'), GOOD if last >= first else BAD
-                axes.text(137, position, change, ha='right', va='center', color=colour)
+                axes.text(137, position, number(last - first, True), ha='right', va='center',
+                          color=GOOD if last >= first else BAD)
         axes.set(yticks=y, yticklabels=names, xticks=range(0, 101, 20), xlabel='IoU (%)',
                  xlim=(0, 137), ylim=(-.7, len(names) - .3))
         axes.xaxis.set_label_coords(50 / 137, -.05)

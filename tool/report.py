@@ -22,9 +22,9 @@ from pathlib import Path
 
 from tool import figures, files, gallery, pipeline, runinfo
 from tool.cli import UserError
+from tool.figures import number
 
 TEMPLATE = Path(__file__).with_name('report_template.html')
-MINUS = '\u2212'
 
 
 def build(description, path, classes, workers=0):
@@ -80,11 +80,6 @@ def read_run(run):
 
 # ---------------------------------------------------------------- numbers
 
-def number(value, signed=False):
-    """A percentage for the table, one decimal; '' for None."""
-    return '' if value is None else f'{value:{"+" if signed else ""}.1f}'.replace('-', MINUS)
-
-
 def difference(row):
     """Here minus published; None where either is missing."""
     return None if row['here'] is None or row['published'] is None else row['here'] - row['published']
@@ -94,8 +89,8 @@ def text_table(rows):
     """The Model Zoo table as text: stage, split, published, here, difference. rows: of the description."""
     lines = [('mIoU in %', 'split', 'published', 'here', 'difference')]
     for row in map(read_row, rows):
-        figures_of = number(row['published']), number(row['here']), number(difference(row), True)
-        lines.append((row['stage'], row['split'], *figures_of))
+        numbers = number(row['published']), number(row['here']), number(difference(row), True)
+        lines.append((row['stage'], row['split'], *numbers))
     width = max(len(line[0]) for line in lines)
     return '\n'.join(f'{a:{width}}  {b:<6}{c:>10}{d:>8}{e:>12}' for a, b, c, d, e in lines)
 
