@@ -103,7 +103,7 @@ def test_sigterm_saves_says_so_and_can_be_resumed(command, tmp_path, uninterrupt
     process = start(arguments)
     wait_for_steps(process, tmp_path / 'run.losses.jsonl', 2)
     process.terminate()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     step = training.read_checkpoint(tmp_path / 'run.ckpt')['step']
     assert f'SIGTERM: saved {tmp_path / "run.ckpt"} at step {step} of {STEPS}; continue with --resume' in stderr
