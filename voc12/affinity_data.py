@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from tool import files
 from tool.affinity import cell_labels
 from tool.pairs import STRIDE
-from tool.transforms import to_normalised
+from tool.transforms import ColorJitter, to_normalised
 from voc12.affinity_files import read_probabilities
 from voc12.classes import IGNORE
 from voc12.dataset import image_folder
@@ -27,7 +26,7 @@ class AffinityCrops(Dataset):
     def __init__(self, ids, voc12_root, low_dir, high_dir, crop, train, convert_rgb=False):
         self.ids, self.folder, self.dirs = ids, image_folder(voc12_root), (Path(low_dir), Path(high_dir))
         self.crop, self.train, self.convert_rgb = crop, train, convert_rgb
-        self.colours = v2.ColorJitter(0.3, 0.3, 0.3, 0.1)
+        self.colours = ColorJitter(0.3, 0.3, 0.3, 0.1)
         self.normalise = to_normalised()
         files.need_files(ids, self.folder, '.jpg', '--voc12_root')
 
