@@ -1,7 +1,8 @@
 """Step 1: turn images into CAM seeds: multi-scale, with mirror images, for the classes of the image-level label.
 
     python contrast_infer.py --weights runs/contrast/resnet38_contrast.pth --infer_list voc12/train.txt \\
-        --voc12_root VOC2012 --out_cam runs/contrast/cam --out_cam_pred runs/contrast/cam_pred --out_crf runs/contrast/crf
+        --voc12_root VOC2012 --out_cam runs/contrast/cam --out_cam_pred runs/contrast/cam_pred \\
+        --out_crf runs/contrast/crf
 
 Reads  --weights, --infer_list, <voc12_root>/JPEGImages, --cls_labels.
 Writes <out_cam>/<id>.npy (pickled dict {class 0..: float32 (H, W)} of the present classes), <out_cam_pred>/<id>.png
@@ -28,12 +29,14 @@ def get_args_parser():
                         help=f'module whose class Net is run; {baselines.PLAIN}: EPS without contrast')
     parser.add_argument('--infer_list', default='voc12/train.txt', help='image ids')
     cli.add_data_flags(parser)
-    parser.add_argument('--scales', type=cli.positive_number, nargs='+', default=SCALES, help='image scales that are summed')
+    parser.add_argument('--scales', type=cli.positive_number, nargs='+', default=SCALES,
+                        help='image scales that are summed')
     parser.add_argument('--map', choices=('revised', 'plain'), default='revised',
                         help='CAMs as the PCM revises them, or as the classifier makes them (EPS: always plain)')
     parser.add_argument('--out_cam', help='folder of the CAMs (.npy)')
     parser.add_argument('--out_cam_pred', help='folder of the seeds (.png)')
-    parser.add_argument('--out_cam_pred_alpha', type=cli.unit_interval, default=0.26, help='background score of the seeds')
+    parser.add_argument('--out_cam_pred_alpha', type=cli.unit_interval, default=0.26,
+                        help='background score of the seeds')
     parser.add_argument('--out_crf', help='folder of the seeds after the CRF (.png)')
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='mean-field iterations of the CRF')
     parser.add_argument('--alpha', type=cli.positive_number,
@@ -60,7 +63,8 @@ def main(args):
     dataset = MultiScaleImages(ids, args.voc12_root, args.cls_labels, args.scales, args.convert_rgb)
     dataset.need_classes(args.cls_labels)
     dataset.keep([i for i in ids if args.overwrite or not all(path(i).exists() for path in outputs.values())])
-    print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, {len(args.scales)} scales with mirror images')
+    print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
+          f'{len(args.scales)} scales with mirror images')
     state = weights.read_weights(args.weights, args.background_last)
     net = weights.build_net(args.network, state, num_classes=VOC.num_classes)
     weights.load_weights(net, state, args.weights)
@@ -80,8 +84,8 @@ def main(args):
             with cli.autocast(device, args.amp):
                 cams = cams_of(scaled, classes + 1, item['pixels'].shape[:2])
             paths = {kind: path(item['name']) for kind, path in outputs.items()}
-            background.submit(write, paths, item['pixels'], classes.numpy(), cams.cpu().numpy(), args.out_cam_pred_alpha,
-                              args.alpha, args.crf_iters, VOC.num_classes, VOC.palette)
+            background.submit(write, paths, item['pixels'], classes.numpy(), cams.cpu().numpy(),
+                              args.out_cam_pred_alpha, args.alpha, args.crf_iters, VOC.num_classes, VOC.palette)
 
 
 def output_files(args):
@@ -92,7 +96,8 @@ def output_files(args):
     folders = {kind: (files.out_dir(folder, flag), suffix) for kind, (folder, flag, suffix) in wanted.items() if folder}
     if not folders:
         raise cli.UserError('--out_cam', 'no output folder is given', 'give --out_cam, --out_cam_pred or --out_crf')
-    if len({folder.resolve() for folder, suffix in folders.values() if suffix == '.png'}) < len(folders.keys() - {'cam'}):
+    pictures = [folder.resolve() for folder, suffix in folders.values() if suffix == '.png']
+    if len(set(pictures)) < len(pictures):
         raise cli.UserError('--out_crf', 'is the folder of --out_cam_pred', 'give another folder')
     return {kind: (lambda name, folder=folder, suffix=suffix: Path(folder) / (name + suffix))
             for kind, (folder, suffix) in folders.items()}
@@ -102,8 +107,8 @@ def write(paths, image, classes, cams, background, alpha, crf_iters, num_classes
     """Write the outputs of one image. Runs in a worker process: no torch here.
 
     image: uint8 (H, W, 3). classes (K,): foreground indices 0.., cams (K, H, W) theirs. background: its constant score.
-    alpha None (SEAM): the CRF refines the seeds' hard labels; as published, all num_classes labels count in its normaliser.
-    alpha a number (EPS): it refines the scores, background (1 − strongest)^alpha, of the present classes only.
+    alpha None (SEAM): the CRF refines the seeds' hard labels; as published, all num_classes labels count in its
+    normaliser. alpha a number (EPS): it refines the scores of the present classes and background (1 − strongest)^alpha.
     """
     from dataclasses import replace
 

@@ -21,12 +21,13 @@ TERMS = {  # name: (default weight for SEAM, for EPS, for EPS without contrast),
     'cross_cam': ((0.1, 0.1, None), "contrast with the other view's pseudo labels"),
     'intra': ((0.1, 0.1, None), 'contrast within a view: semi-hard prototypes, hard pixels'),
 }
-# Published EPS trains 20,000 steps of 8 images; the last 170 come after the end of its 15-epoch schedule, at about 1/7000 of
-# the learning rate, and are left out here.
+# Published EPS trains 20,000 steps of 8 images; the last 170 come after the end of its 15-epoch schedule, at about
+# 1/7000 of the learning rate, and are left out here.
 DEFAULTS = {  # as tool/baselines.py says: SEAM, EPS, EPS without contrast
     'network': ('network.resnet38_contrast', 'network.resnet38_eps_contrast', 'network.resnet38_eps_contrast'),
     'max_epoches': (8, 15, 15), 'bg_threshold': (0.20, 0.10, 0.10), 'prototype_share': (1 / 8, 1 / 16, 1 / 16),
-    'saliency_dir': (None, '', ''), 'tau': (None, 0.4, 0.4), 'alpha': (None, 0.5, 0.5), 'save_layout': (None, 'ours', 'ours'),
+    'saliency_dir': (None, '', ''), 'tau': (None, 0.4, 0.4), 'alpha': (None, 0.5, 0.5),
+    'save_layout': (None, 'ours', 'ours'),
     **{f'w_{name}': weights for name, (weights, _) in TERMS.items()},
 }
 
@@ -82,9 +83,9 @@ def main(args):
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     per_epoch = len(dataset) // args.batch_size
-    run = Run(args.session_name, net, optimizer, device=device, amp=args.amp, seed=args.seed, batch_size=args.batch_size,
-              steps_per_epoch=per_epoch, max_step=per_epoch * args.max_epoches, settings=vars(args), flags=args,
-              tblog_dir=args.tblog_dir, workers=args.num_workers)
+    run = Run(args.session_name, net, optimizer, device=device, amp=args.amp, seed=args.seed,
+              batch_size=args.batch_size, steps_per_epoch=per_epoch, max_step=per_epoch * args.max_epoches,
+              settings=vars(args), flags=args, tblog_dir=args.tblog_dir, workers=args.num_workers)
     small = (args.view2_size, args.view2_size)
     for batch in run.batches(dataset):
         present = seam.present_channels(batch['label']).to(device)
@@ -105,7 +106,8 @@ def main(args):
         run.update({name: term for name, term in terms.items() if term_weights[name]}, term_weights)
 
         if run.due(args.picture_every) or run.step == run.max_step:
-            run.log_figure('maps', sheet(image, cam1, cam1 if rv1 is None else rv1, label, args.bg_threshold, VOC.palette))
+            revised = cam1 if rv1 is None else rv1
+            run.log_figure('maps', sheet(image, cam1, revised, label, args.bg_threshold, VOC.palette))
         if run.epoch_ended and validation:
             run.log_scalars(validate(net, validation, args, device))
     run.finish()
@@ -116,7 +118,8 @@ def main(args):
 def check(args, images, contrast_terms):
     """Refuse or warn about settings that cannot work or do not do what a reader of the paper expects."""
     if images < args.batch_size:
-        raise cli.UserError('--batch_size', f'{args.batch_size} is more than the {images} images of the list', 'lower it')
+        raise cli.UserError('--batch_size', f'{args.batch_size} is more than the {images} images of the list',
+                            'lower it')
     if not any(getattr(args, f'w_{name}') for name in TERMS):
         raise cli.UserError('--w_cls', 'all weights are 0, there is nothing to train', 'leave at least one')
     if args.batch_size < 8 and contrast_terms:
@@ -137,7 +140,7 @@ def training_set(args):
 
 
 def validation_set(args):
-    """The images of --val_list, whole, at the long side of the crop; None where the flag is empty or the list absent."""
+    """The images of --val_list, whole, long side that of the crop; None where the flag is empty or the list missing."""
     from tool import files, transforms
     from voc12.dataset import LabelledImages
     if not args.val_list:
@@ -150,7 +153,10 @@ def validation_set(args):
 
 
 def validate(net, dataset, args, device):
-    """Classification loss and mean average precision on image-level labels: {'val/cls', 'val/mAP'}. Net in train mode after."""
+    """Classification loss and mean average precision on image-level labels: {'val/cls', 'val/mAP'}.
+
+    Leaves the network in train mode.
+    """
     import torch
     import torch.nn.functional as F
 

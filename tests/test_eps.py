@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 import contrast_infer
 import contrast_train
 from network import resnet38_eps, resnet38_eps_contrast, weights
-from tool import eps, files, seam, transforms
+from tool import baselines, eps, files, seam, transforms
 from tool.cam import EPSILON, resize
 from tool.cli import UserError
 from tool.training import read_loss_log
@@ -287,7 +287,8 @@ def parsed(script, *words):
 
 
 def test_the_defaults_are_those_of_the_baseline():
-    names = ('network', 'max_epoches', 'bg_threshold', 'prototype_share', 'tau', 'alpha', 'w_saliency', 'w_intra', 'save_layout')
+    names = ('network', 'max_epoches', 'bg_threshold', 'prototype_share', 'tau', 'alpha', 'w_saliency', 'w_intra',
+             'save_layout')
     flags = {
         'seam': ('network.resnet38_contrast', 8, 0.20, 1 / 8, None, None, None, 0.1, None),
         'eps': ('network.resnet38_eps_contrast', 15, 0.10, 1 / 16, 0.4, 0.5, 1, 0.1, 'ours'),
@@ -296,7 +297,8 @@ def test_the_defaults_are_those_of_the_baseline():
     for baseline in ('eps', 'seam', 'eps'):  # one parser: nothing is left of an earlier baseline
         args = parser.parse_args(['--weights', 'w', '--session_name', 's', '--baseline', baseline])
         assert tuple(getattr(args, name) for name in names) == flags[baseline]
-    args = parsed(contrast_train, '--baseline', 'eps', '--bg_threshold', '0.2', '--max_epoches', '8', '--w_saliency', '0')
+    changed = ('--bg_threshold', '0.2', '--max_epoches', '8', '--w_saliency', '0')
+    args = parsed(contrast_train, '--baseline', 'eps', *changed)
     assert (args.bg_threshold, args.max_epoches, args.w_saliency, args.prototype_share) == (0.2, 8, 0, 1 / 16)
     assert (parsed(contrast_infer).crf_iters, parsed(contrast_infer, '--baseline', 'eps').crf_iters) == (10, 5)
     assert parsed(contrast_infer, '--baseline', 'eps', '--crf_iters', '10', '--alpha', '16').crf_iters == 10
@@ -309,7 +311,7 @@ def test_the_defaults_are_those_of_the_baseline():
     (contrast_train, ['--w_saliency', '1'], '--w_saliency'),
     (contrast_train, ['--network', 'network.resnet38_eps'], '--network'),
     (contrast_train, ['--baseline', 'eps'], '--saliency_dir'),
-    (contrast_train, ['--baseline', 'eps', '--saliency_dir', 's', '--network', 'network.resnet38_eps', '--w_intra', '0.1'],
+    (contrast_train, ['--baseline', 'eps', '--saliency_dir', 's', '--network', baselines.PLAIN, '--w_intra', '0.1'],
      '--w_intra'),
     (contrast_infer, ['--alpha', '8'], '--alpha'),
     (contrast_infer, ['--network', 'network.resnet38_eps'], '--network'),
@@ -323,18 +325,20 @@ def test_flags_that_do_not_go_together_are_refused(script, words, what):
 # ---------------------------------------------------------------- from end to end
 
 def train(toy, session, *words):
-    script = ['--weights', toy.backbone, '--voc12_root', toy.root, '--cls_labels', toy.labels, '--train_list', toy.train,
-              '--val_list', '', '--session_name', session, '--tblog_dir', session.parent / 'tb', '--num_workers', 0,
-              '--device', 'cpu', '--baseline', 'eps', '--saliency_dir', toy.root / 'SALImages', '--batch_size', 4,
-              '--max_epoches', 1, '--crop_size', 64, '--resize_long', 64, 96, '--view2_size', 32, '--picture_every', 0, *words]
+    script = ['--weights', toy.backbone, '--voc12_root', toy.root, '--cls_labels', toy.labels,
+              '--train_list', toy.train, '--val_list', '', '--session_name', session,
+              '--tblog_dir', session.parent / 'tb', '--num_workers', 0, '--device', 'cpu',
+              '--baseline', 'eps', '--saliency_dir', toy.root / 'SALImages',
+              '--batch_size', 4, '--max_epoches', 1, '--crop_size', 64, '--resize_long', 64, 96, '--view2_size', 32,
+              '--picture_every', 0, *words]
     contrast_train.main(contrast_train.get_args_parser().parse_args(list(map(str, script))))
     return read_loss_log(session.with_name(session.name + '.losses.jsonl'))
 
 
 def infer(toy, network_weights, out, *words):
-    script = ['--weights', network_weights, '--voc12_root', toy.root, '--cls_labels', toy.labels, '--infer_list', toy.val,
-              '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred', '--out_crf', out / 'crf', '--num_workers', 0,
-              '--device', 'cpu', '--baseline', 'eps', '--scales', 1, *words]
+    script = ['--weights', network_weights, '--voc12_root', toy.root, '--cls_labels', toy.labels,
+              '--infer_list', toy.val, '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred',
+              '--out_crf', out / 'crf', '--num_workers', 0, '--device', 'cpu', '--baseline', 'eps', '--scales', 1, *words]
     contrast_infer.main(contrast_infer.get_args_parser().parse_args(list(map(str, script))))
     return {i: files.read_cams(out / 'cam' / f'{i}.npy', VOC.num_foreground) for i in files.read_list(toy.val)}
 
@@ -349,7 +353,7 @@ def test_eps_with_contrast_from_end_to_end(toy, tmp_path):
     assert len(rows) == 3
     assert set(rows[0]) == {'step', 'loss', *contrast_train.TERMS}
 
-    # The published layout: background last, proj_fc; the checkpoint keeps ours. There and back it is the same, bit by bit.
+    # The published layout: background last, proj_fc; the checkpoint keeps ours. There and back, bit by bit.
     published = torch.load(tmp_path / 'run.pth', weights_only=True)
     ours = torch.load(tmp_path / 'run.ckpt', weights_only=True)['model']
     assert 'proj_fc.weight' in published and torch.equal(published['fc8.weight'][-1], ours['fc8.weight'][0])

@@ -1,7 +1,7 @@
-"""--baseline: SEAM and EPS as flags of the same scripts. What differs but for the losses is a table of defaults. No torch here.
+"""--baseline: SEAM and EPS by a flag of the same scripts. Beside losses, they differ in a table of defaults. No torch.
 
-A table is {flag: (default for SEAM, for EPS, for EPS without contrast)}: None where a flag does not belong to one of them,
-'' where it must be given.
+A table is {flag: (default for SEAM, for EPS, for EPS without contrast)}: None where a flag does not belong to one of
+them, '' where it must be given.
 """
 from tool import cli
 
@@ -10,16 +10,17 @@ PLAIN = 'network.resnet38_eps'  # EPS as it was before contrast: neither PCM nor
 
 
 class Parser(cli.ArgumentParser):
-    """A parser with --baseline and --background_last. EPS's defaults hold where --baseline eps is given and the flag is not."""
+    """A parser with --baseline and --background_last. With --baseline eps, flags not given have EPS's defaults."""
 
     def __init__(self, table, **kwargs):
         super().__init__(**kwargs)
         self.table = table
         changed = ', '.join(f'--{flag} {eps:.4g}' if isinstance(eps, float) else f'--{flag} {eps}'
                             for flag, (seam, eps, _) in table.items() if None not in (seam, eps) and eps != seam)
-        self.add_argument('--baseline', choices=BASELINES, default='seam', help=f'losses; with eps the defaults are {changed}')
-        cli.add_switch(self, '--background_last', '--weights are of published EPS without contrast, where background is the '
-                                                  'last channel (its files with contrast are recognised)')
+        self.add_argument('--baseline', choices=BASELINES, default='seam',
+                          help=f'what the contrast is added to; with eps the defaults are {changed}')
+        cli.add_switch(self, '--background_last', '--weights are of published EPS without contrast, where background '
+                                                  'is the last channel (its files with contrast are recognised)')
 
     def parse_known_args(self, args=None, namespace=None):
         chosen, _ = super().parse_known_args(args)

@@ -13,8 +13,8 @@ from tool.cam import EPSILON
 def saliency_loss(cam, saliency, present, tau, alpha):
     """Mean squared error between a saliency map and the one that the CAMs explain.
 
-    cam (N, C, h, w) raw, saliency (N, 1, H, W) 0..1, present: a seam.Present. The valid classes explain what is salient,
-    the invalid ones and the background what is not: alpha·foreground + (1 − alpha)·(1 − background) against saliency.
+    cam (N, C, h, w) raw, saliency (N, 1, H, W) 0..1, present: a seam.Present. The valid classes explain what is
+    salient, the others and the background what is not: alpha·foreground + (1 − alpha)·(1 − background).
     """
     saliency = F.interpolate(saliency, cam.shape[2:], mode='nearest')
     foreground, background = explained(cam, saliency, present, tau)
@@ -37,7 +37,7 @@ def explained(cam, saliency, present, tau):
 
 
 def terms(view1, view2, label, present, saliency, tau, alpha):
-    """The named terms of EPS, unweighted: {'cls', 'saliency'} and, with revised CAMs, {'saliency_rv', 'rvmin', 'er', 'ecr'}.
+    """EPS's named terms, unweighted: 'cls', 'saliency' and, with revised CAMs, 'saliency_rv', 'rvmin', 'er', 'ecr'.
 
     view1, view2: (cam, cam_rv) at feature size, (N, C, h, w) each; cam_rv None for a network without PCM.
     label (N, C − 1), present: its present channels. saliency (N, 1, H, W), 0..1, of view 1, of which view 2 is a
@@ -59,7 +59,7 @@ def multi_scale(cams_of, scaled, channels, size):
     """CAMs of one image as EPS makes them, summed over scales and mirror images: (K, H, W), 0..1. SPEC section 4.
 
     As tool.cam.multi_scale, but of softmaxed CAMs, enlarged in one go, and divided by their maximum.
-    cams_of: function from images (2, 3, h, w) to raw CAMs (2, C, h', w'). scaled: a pair (image, mirror image) per scale.
+    cams_of: function from images (2, 3, h, w) to raw CAMs (2, C, h', w'). scaled: such a pair per scale.
     channels (K,): those of the present classes. size: (H, W) of the image.
     """
     total = 0.

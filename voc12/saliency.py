@@ -1,4 +1,4 @@
-"""Saliency maps, which EPS is supervised by: `<saliency_dir>/<id>.png`, 8-bit grey, 0..255, of the size of the image."""
+"""Saliency maps, the supervision of EPS: `<saliency_dir>/<id>.png`, 8-bit grey, 0..255, of the size of the image."""
 import numpy as np
 
 from tool import files
@@ -19,7 +19,7 @@ def read_saliency(path, size):
 
 
 def fault(image, size):
-    """What is wrong with an opened saliency map (PIL image) of an image of `size` (H, W), as words after "it"; '' if nothing."""
+    """What is wrong with an opened saliency map (PIL image) of an image of `size` (H, W): 'is …', 'has …' or ''."""
     if image.mode != 'L':
         return f'has mode {image.mode}, not 8-bit grey'
     if image.size != (size[1], size[0]):
