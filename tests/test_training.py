@@ -70,7 +70,7 @@ def uninterrupted(toy, tmp_path_factory):
 
 def start(arguments):
     return subprocess.Popen([sys.executable, str(cli.REPO / 'contrast_train.py'), *arguments], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def wait_for_steps(process, log, steps, patience=600):
@@ -99,10 +99,10 @@ def test_killed_and_resumed_is_never_interrupted_to_the_last_digit(command, tmp_
 
 
 def test_sigterm_saves_says_so_and_can_be_resumed(command, tmp_path, uninterrupted):
-    arguments = command('run', '--save_every', '0')
+    arguments = command('run', '--save_every', '0', '--num_workers', '1')
     process = start(arguments)
     wait_for_steps(process, tmp_path / 'run.losses.jsonl', 2)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # as a cluster ends a job: the loading process gets it too
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     step = training.read_checkpoint(tmp_path / 'run.ckpt')['step']
@@ -216,7 +216,7 @@ def test_fp16_needs_a_gpu(command, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_terms(command, tmp_path, capsys):
     message = refusal(command('run', '--lr', '1e30'), capsys)
-    assert 'not finite at step' in message and 'cls = ' in message and 'lower --lr' in message
+    assert 'not finite at step' in message and 'cls = ' in message and 'lower the learning rate' in message
     assert not (tmp_path / 'run.pth').exists() and not list(tmp_path.glob('.*'))
     assert all(abs(row['loss']) < float('inf') for row in losses(tmp_path / 'run'))
 
@@ -263,14 +263,16 @@ def test_a_checkpoint_is_written_every_so_often_and_after_each_epoch(tmp_path, m
     assert saved == [3, 4, 6, 8]
 
 
-def test_signals_are_handed_back_after_training(tmp_path):
+@pytest.mark.parametrize('sent', [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_signals_are_noted_and_handed_back_after_training(tmp_path, sent):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     run = make_run(tmp_path)
     with pytest.raises(SystemExit) as end:
         for batch in run.batches(torch.randn(8, 2)):
             run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
-            os.kill(os.getpid(), signal.SIGINT)
-    assert end.value.code == 128 + signal.SIGINT and run.step == 1
+            for number in sent:
+                os.kill(os.getpid(), number)
+    assert end.value.code == 128 + sent[0] and run.step == 1 and (tmp_path / 'run.ckpt').exists()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 

@@ -71,7 +71,9 @@ class EpochOrder:
 
 def _start_worker(_):
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    # Ctrl-C, and a SIGTERM to all processes of a job, are the main process's to handle: it saves, then ends its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(items):

@@ -242,9 +242,10 @@ class Run:
     def _signals(self):
         """Note SIGTERM and Ctrl-C while training, to save and leave after the step in hand; a second Ctrl-C at once."""
         def note(number, _):
-            if self.stop_signal:
+            # A SIGTERM may come twice (`timeout` sends it to the process and to its group): that is no impatience.
+            if number == self.stop_signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stop_signal = number
+            self.stop_signal = self.stop_signal or number
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
