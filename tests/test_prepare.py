@@ -151,7 +151,7 @@ def test_saliency_that_fits(devkit, capsys):
 
 
 @pytest.mark.parametrize('picture, words', [
-    (Image.new('L', (10, 12), 200), 'another size'), (Image.new('RGB', (12, 10), (200, 0, 0)), 'mode RGB'),
+    (Image.new('L', (10, 12), 200), 'is 10x12 pixels, its image 12x10'), (Image.new('RGB', (12, 10), (200, 0, 0)), 'mode RGB'),
     (Image.new('L', (12, 10)), 'zero everywhere'), (Image.new('L', (12, 10), 1), 'values 0..1'),
     (None, 'file not found')])
 def test_saliency_that_does_not(devkit, capsys, picture, words):

@@ -8,8 +8,11 @@ def with_background(cams, background):
 
 
 def alpha_background(cams, alpha):
-    """SEAM's background score (1 − strongest class)^alpha: (H, W) float32. A higher alpha gives less background."""
-    return (1 - cams.max(0)) ** np.float32(alpha)
+    """SEAM's background score (1 − strongest class)^alpha: (H, W) float32. A higher alpha gives less background.
+
+    A score above 1, which a CAM file of other making may hold, counts as 1.
+    """
+    return np.maximum(0, 1 - cams.max(0)) ** np.float32(alpha)
 
 
 def label_map(classes, cams, background):

@@ -262,7 +262,7 @@ class Run:
 
 # Settings that a resumed run may change: they do not touch what is computed.
 UNCHECKED = {'resume', 'overwrite', 'num_workers', 'device', 'tblog_dir', 'save_every', 'log_every', 'picture_every',
-             'session_name', 'weights', 'voc12_root', 'cls_labels'}
+             'session_name', 'weights', 'voc12_root', 'cls_labels', 'saliency_dir'}
 
 
 def read_checkpoint(path):

@@ -81,14 +81,14 @@ def classification_train(crop, low, high):
     return v2.Compose([
         RandomLongSide(low, high), v2.RandomHorizontalFlip(), ColorJitter(0.3, 0.3, 0.3, 0.1),
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-        v2.RandomCrop(crop, pad_if_needed=True, fill=outside), v2.Normalize(MEAN, STD)])
+        v2.RandomCrop(crop, pad_if_needed=True, fill=outside), v2.Normalize(MEAN, STD, inplace=True)])
 
 
 def classification_val(crop):
     """Whole images for validation: the long side resized to `crop`, padded with zeros to crop × crop."""
     return v2.Compose([
         RandomLongSide(crop, crop), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-        v2.CenterCrop(crop), v2.Normalize(MEAN, STD)])
+        v2.Normalize(MEAN, STD), v2.CenterCrop(crop)])
 
 
 def at_scale(image, scale):

@@ -19,6 +19,7 @@ import numpy as np
 
 from tool import cli, files, parallel
 from tool.cli import UserError
+from voc12 import saliency
 from voc12.classes import VOC
 
 VOC_COUNTS = {'train': 1464, 'val': 1449, 'train_aug': 10582, 'test': 1456}  # ids in the full VOC 2012 with SBD
@@ -102,15 +103,8 @@ def read_all_labels(ids, folder):
 
 def saliency_fault(image, saliency_dir, image_dir):
     """What is wrong with the saliency map of an image (an id), in a few words; '' if nothing is."""
-    with files.opened_image(saliency_dir / f'{image}.png') as saliency:
-        if saliency.mode != 'L':
-            return f'mode {saliency.mode}, not 8-bit grey'
-        values = np.asarray(saliency)
-    if values.shape != files.image_size(image_dir / f'{image}.jpg'):
-        return 'another size than the image'
-    if not values.any():
-        return 'zero everywhere'
-    return 'values 0..1, not 0..255' if values.max() == 1 else ''
+    with files.opened_image(saliency_dir / f'{image}.png') as picture:
+        return saliency.fault(picture, files.image_size(image_dir / f'{image}.jpg'))
 
 
 def check_saliency(ids, saliency_dir, image_dir, workers):
@@ -122,7 +116,7 @@ def check_saliency(ids, saliency_dir, image_dir, workers):
     faults = [(i, fault) for i, fault in zip(ids, parallel.map_images(check, ids, workers, 'saliency')) if fault]
     if faults:
         image, fault = faults[0]
-        raise UserError(Path(saliency_dir) / f'{image}.png', f'{fault} ({len(faults)} of {len(ids)} maps are unfit)',
+        raise UserError(Path(saliency_dir) / f'{image}.png', f'saliency map {fault} ({len(faults)} of {len(ids)} maps are unfit)',
                         'write each as an 8-bit grey PNG, 0..255, of the size of its image')
     print(f'{saliency_dir}: {len(ids)} saliency maps, all fit')
 
