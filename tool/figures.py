@@ -112,8 +112,8 @@ def class_bars(stages, names):
         for position, first, last in zip(y, values[0], values[-1]):
             axes.text(118, position, number(last), ha='right', va='center', color=INK)
             if len(stages) > 1:
-                axes.text(137, position, number(last - first, True), ha='right', va='center',
-                          color=GOOD if last >= first else BAD)
+                colour = MUTED if abs(last - first) < .05 else GOOD if last > first else BAD
+                axes.text(137, position, number(last - first, True), ha='right', va='center', color=colour)
         axes.set(yticks=y, yticklabels=names, xticks=range(0, 101, 20), xlabel='IoU (%)',
                  xlim=(0, 137), ylim=(-.7, len(names) - .3))
         axes.xaxis.set_label_coords(50 / 137, -.05)
