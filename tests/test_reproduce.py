@@ -88,6 +88,34 @@ def test_rows_name_what_the_steps_leave(baseline, published):
     assert [row['oracle'] for row in rows].count(True) == 1 and rows[0]['oracle'] and rows[0]['entry'] == 'best'
 
 
+def readme_commands():
+    """The word lists of the README's commands: `python …`, indented, comments left out."""
+    text = (REPO / 'README.md').read_text(encoding='utf-8').replace('\\\n', ' ')
+    return [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith('    python ')]
+
+
+def test_readme_commands_are_ones_that_their_scripts_take():
+    commands = readme_commands()
+    assert len({words[0] for words in commands}) > 8
+    for script, *words in commands:
+        path = script if (REPO / script).exists() else f'segmentation/experiment/{script}'
+        parser_of(path).parse_args(words)
+
+
+@pytest.mark.parametrize('baseline', chain.BASELINES)
+def test_chain_runs_the_commands_of_the_readme(baseline):
+    """Every README command on the run's folder is a line of the chain, which may add flags to it."""
+    paths = chain.Paths(weights='ilsvrc-cls_rna-a1_cls1000_ep-0001.params', out=f'runs/{baseline}', saliency_dir='SALImages')
+    lines = [set(step.words) for step in chain.chain(baseline, paths)]
+    shared = [words for words in readme_commands() if (REPO / words[0]).exists() and any(f'runs/{baseline}/' in word for word in words)]
+    assert shared
+    for words in shared:
+        free = {'--batch_size', '8'}  # the default, spelt out in the README because it matters
+        if '--comment' in words:
+            free |= {'--comment', words[words.index('--comment') + 1]}
+        assert any(set(words) - free <= line for line in lines), shlex.join(words)
+
+
 # ---------------------------------------------------------------- reproduce.py
 
 def test_dry_run_prints_the_commands_a_person_types(tmp_path):
