@@ -18,6 +18,7 @@ def get_args_parser():
     parser.add_argument('--baseline', choices=chain.BASELINES, default='seam', help='what the contrast is added to')
     parser.add_argument('--out', help='folder for everything (runs/demo; runs/demo_eps for EPS)')
     parser.add_argument('--seed', type=cli.non_negative, default=0, help='seed of all training')
+    parser.add_argument('--from', dest='start', metavar='STEP', help='do this step and all after it anew')
     cli.add_switch(parser, '--dry_run', 'print the commands and run nothing')
     return parser
 
@@ -28,7 +29,7 @@ def main(args):
     out = args.out or ('runs/demo_eps' if args.baseline == 'eps' else 'runs/demo')
     paths = toy_paths(out, args.baseline)
     steps = toy_steps(args.baseline, paths, args.seed)
-    seconds = pipeline.run_steps(steps, Path(out) / 'log', args.dry_run)
+    seconds = pipeline.run_steps(steps, Path(out) / 'log', args.dry_run, args.start)
     if not args.dry_run:
         finish(args.baseline, paths, steps, sum(seconds.values()))
 
@@ -37,7 +38,7 @@ def toy_paths(out, baseline):
     """The chain.Paths of a toy run in folder `out`."""
     from voc12 import toy_recipe
     return chain.Paths(weights=toy_recipe.BACKBONE, out=out, voc12_root=f'{out}/VOC2012', lists=f'{out}/lists',
-                       experiment='SEAM_deeplabv1_resnet38',
+                       experiment='SEAM_deeplabv1_resnet38', alphas=toy_recipe.ALPHAS,
                        saliency_dir=f'{out}/VOC2012/SALImages' if baseline == 'eps' else '')
 
 
@@ -57,9 +58,9 @@ def finish(baseline, paths, steps, seconds):
     from tool import files, report
     from voc12.classes import VOC
     box = chain.row(baseline, paths, 'box', 'train', 'eval_box', 'fixed', 'A centred box, no network')
-    description = chain.report_input(baseline, paths, steps, f'{baseline.upper()} + PPC on the toy VOC',
-                                     notes=['The toy VOC is drawn with Twemoji graphics, CC-BY 4.0.'])
-    description['rows'] = [box, *(row for row in description['rows'])]
+    description = chain.report_input(baseline, paths, steps, f'{baseline.upper()} + PPC on the toy VOC')
+    description['credits'] = ['The toy VOC is drawn with Twemoji graphics, CC-BY 4.0.']
+    description['rows'] = [box, *description['rows']]
     table = report.text_table(description['rows'])
     files.save_text(paths.under('table.txt'), table + '\n')
     draw_pictures(description['images'], paths.under('pictures.png'), VOC)

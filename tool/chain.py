@@ -35,6 +35,7 @@ class Paths:
     saliency_dir: str = ''
     experiment: str = ''
     masks_crf: bool = True
+    alphas: tuple = (4, 24)
 
     def under(self, name):
         """A path in the run's folder."""
@@ -135,8 +136,11 @@ def affinity_steps(paths):
     refined = paths.under('aff_crf')
     prepare = ('aff_prepare.py', *root, '--infer_list', paths.list('train_aug'), '--cam_dir', cams,
                '--out_crf', refined)
-    train = ('aff_train.py', '--weights', paths.weights, *root, '--la_crf_dir', f'{refined}/4.00',
-             '--ha_crf_dir', f'{refined}/24.00', '--session_name', session, *training_lists(paths),
+    low, high = paths.alphas
+    if paths.alphas != Paths.alphas:
+        prepare += ('--alpha', low, high)
+    train = ('aff_train.py', '--weights', paths.weights, *root, '--la_crf_dir', f'{refined}/{low:.2f}',
+             '--ha_crf_dir', f'{refined}/{high:.2f}', '--session_name', session, *training_lists(paths),
              '--tblog_dir', paths.under('tblog'), '--resume')
     # DeepLab reads train_aug's masks; the other variant is scored only, on train.
     plain, crf = ('train', 'train_aug') if paths.masks_crf else ('train_aug', 'train')

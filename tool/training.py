@@ -153,6 +153,8 @@ class Run:
 
     def finish(self):
         """Write <session>.pth, the plain state dict that inference reads, and close the logs."""
+        if not self.epoch_ended:
+            self.save()
         self.save_weights(self.net.state_dict())
         self.writer.close()
         print(f'wrote {self._path(".pth")} after {self.step} steps'

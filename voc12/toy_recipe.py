@@ -13,7 +13,7 @@ CONTRAST_TRAIN = ('--crop_size', 112, '--resize_long', 96, 160, '--view2_size', 
                   '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0)
 CONTRAST_INFER = ('--scales', 1, 1.5, '--out_cam_pred_alpha', BACKGROUND)
 EVAL_SEEDS = ('--t', BACKGROUND)
-AFF_PREPARE = ('--alpha', 1, 8)
+ALPHAS = (1, 8)  # of aff_prepare.py: a CAM is background below 0.50 and below 0.20 by them, on both sides of BACKGROUND
 AFF_TRAIN = ('--crop_size', 96, '--batch_size', 8, '--max_epoches', 4, '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0)
 AFF_INFER = ('--bg', BACKGROUND)
 SEGMENTATION_TRAIN = ('--DATA_RANDOMCROP', 96, '--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 600, '--TRAIN_LR', 0.01,
@@ -31,6 +31,6 @@ def extra(baseline):
     for tail in ('', '_val'):
         words |= {f'contrast_infer{tail}': CONTRAST_INFER, f'eval_seeds{tail}': EVAL_SEEDS}
     if baseline == 'seam':
-        words |= {'aff_prepare': AFF_PREPARE, 'aff_train': AFF_TRAIN}
+        words['aff_train'] = AFF_TRAIN
         words |= {f'aff_infer{crf}{tail}': AFF_INFER for crf in ('', '_crf') for tail in ('', '_val')}
     return words
