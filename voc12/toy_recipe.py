@@ -14,8 +14,8 @@ CONTRAST_TRAIN = ('--crop_size', 112, '--resize_long', 96, 160, '--view2_size', 
 CONTRAST_INFER = ('--scales', 1, 1.5, '--out_cam_pred_alpha', BACKGROUND)
 EVAL_SEEDS = ('--t', BACKGROUND)
 ALPHAS = (1, 8)  # of aff_prepare.py: a CAM is background below 0.50 and below 0.20 by them, on both sides of BACKGROUND
-AFF_TRAIN = ('--crop_size', 96, '--batch_size', 8, '--max_epoches', 4, '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0)
-AFF_INFER = ('--bg', BACKGROUND)
+AFF_TRAIN = ('--crop_size', 96, '--batch_size', 8, '--max_epoches', 8, '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0)
+AFF_INFER = ('--bg', BACKGROUND, '--beta', 16, '--logt', 4)  # maps are 16×12 cells: a walk of 64 steps of radius 5 would cover them
 SEGMENTATION_TRAIN = ('--DATA_RANDOMCROP', 96, '--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 600, '--TRAIN_LR', 0.01,
                       '--TRAIN_BN_MOM', 0.05, '--picture_every', 0)
 
