@@ -206,7 +206,7 @@ def test_bf16_stays_close_to_float32(command, tmp_path):
         train(command(amp, '--amp', amp, '--max_epoches', '1', '--lr', '0.01', '--w_intra', '0'))
     exact, rounded = losses(tmp_path / 'off'), losses(tmp_path / 'bf16')
     assert exact != rounded
-    assert rounded[0] == pytest.approx(exact[0], rel=0.03)
+    assert rounded[0] == pytest.approx(exact[0], rel=0.03, abs=1e-3)
     assert [row['loss'] for row in rounded] == pytest.approx([row['loss'] for row in exact], rel=0.03)
 
 
@@ -223,11 +223,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_terms(command, tm
 
 # ---------------------------------------------------------------- the loop itself
 
-def make_run(folder):
+def make_run(folder, resume=False):
     """A Run of a net with one layer: learning rates 0.1 and 0.2, two epochs of four steps."""
     net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD([{'params': net.weight, 'lr': 0.1}, {'params': net.bias, 'lr': 0.2}], momentum=0.9)
-    flags = SimpleNamespace(resume=False, overwrite=False, log_every=1, save_every=3)
+    flags = SimpleNamespace(resume=resume, overwrite=False, log_every=1, save_every=3)
     return Run(folder / 'run', net, optimizer, device=torch.device('cpu'), amp='off', seed=0, batch_size=2,
                steps_per_epoch=4, max_step=8, settings={}, flags=flags, tblog_dir=folder / 'log', workers=0)
 
@@ -276,8 +276,15 @@ def test_signals_are_noted_and_handed_back_after_training(tmp_path, sent):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_loss_log_cut_short_by_a_kill_is_read_to_its_last_whole_line(tmp_path):
-    path = tmp_path / 'run.losses.jsonl'
-    assert training.read_loss_log(path) == []
-    path.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "lo')
-    assert training.read_loss_log(path) == [{'step': 0, 'loss': 1.5}]
+def test_steps_logged_after_the_checkpoint_are_dropped_on_resuming(tmp_path):
+    run, log = make_run(tmp_path), tmp_path / 'run.losses.jsonl'
+    for batch in run.batches(torch.randn(8, 2)):
+        run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
+        if run.step == 4:
+            break  # as a kill would, after the checkpoint of step 3
+    rows = training.read_loss_log(log)
+    assert [row['step'] for row in rows] == [0, 1, 2, 3]
+    with open(log, 'a') as file:
+        file.write('{"step": 4, "lo')  # cut short
+    assert make_run(tmp_path, resume=True).step == 3
+    assert training.read_loss_log(log) == rows[:3]
