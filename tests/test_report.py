@@ -179,8 +179,8 @@ def test_without_published_figures_their_columns_go(run):
 def test_text_table(run):
     lines = report.text_table(description(run)['rows']).splitlines()
     assert len(lines) == 6
-    assert lines[0].split()[-4:] == ['split', 'published', 'here', 'difference']
-    assert lines[-1].split() == ['Given', 'val', '50.0', '12.3', '\u221237.7']
+    assert lines[0].split()[-4:] == ['split', 'here', 'published', 'difference']
+    assert lines[-1].split() == ['Given', 'val', '12.3', '50.0', '\u221237.7']
 
 
 def test_damaged_scores_are_named(tmp_path):

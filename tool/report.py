@@ -86,13 +86,14 @@ def difference(row):
 
 
 def text_table(rows):
-    """The Model Zoo table as text: stage, split, published, here, difference. rows: of the description."""
-    lines = [('mIoU in %', 'split', 'published', 'here', 'difference')]
-    for row in map(read_row, rows):
-        numbers = number(row['published']), number(row['here']), number(difference(row), True)
-        lines.append((row['stage'], row['split'], *numbers))
-    width = max(len(line[0]) for line in lines)
-    return '\n'.join(f'{a:{width}}  {b:<6}{c:>10}{d:>8}{e:>12}' for a, b, c, d, e in lines)
+    """The Model Zoo table as text: stage, split, published, here, difference; without any published figure, only here."""
+    rows = [read_row(row) for row in rows]
+    lines = [('mIoU in %', 'split', 'here', 'published', 'difference')]
+    lines += [(row['stage'], row['split'], number(row['here']), number(row['published']), number(difference(row), True))
+              for row in rows]
+    width, shown = max(len(line[0]) for line in lines), 5 if any(row['published'] is not None for row in rows) else 3
+    return '\n'.join(f'{stage:{width}}  {split:<6}' + ''.join(f'{text:>12}' for text in (here, *rest)[:shown - 2])
+                     for stage, split, here, *rest in lines)
 
 
 # ---------------------------------------------------------------- sections

@@ -16,8 +16,9 @@ EVAL_SEEDS = ('--t', BACKGROUND)
 ALPHAS = (1, 8)  # of aff_prepare.py: a CAM is background below 0.50 and below 0.20 by them, on both sides of BACKGROUND
 AFF_TRAIN = ('--crop_size', 96, '--batch_size', 8, '--max_epoches', 8, '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0)
 AFF_INFER = ('--bg', BACKGROUND, '--beta', 16, '--logt', 4)  # maps are 16×12 cells: a walk of 64 steps of radius 5 would cover them
-SEGMENTATION_TRAIN = ('--DATA_RANDOMCROP', 96, '--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 600, '--TRAIN_LR', 0.01,
-                      '--TRAIN_BN_MOM', 0.05, '--picture_every', 0)
+SEGMENTATION_TRAIN = ('--DATA_RANDOMCROP', 96, '--DATA_RANDOMSCALE', 0.8, 1.5, '--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 1000,
+                      '--TRAIN_LR', 0.01, '--TRAIN_BN_MOM', 0.05, '--picture_every', 0)
+SEGMENTATION_TEST = ('--TEST_MULTISCALE', 0.75, 1, 1.25, 1.5)
 
 
 def counts():
@@ -27,7 +28,8 @@ def counts():
 
 def extra(baseline):
     """{step of tool/chain.py: words} that bring the published recipe down to the toy VOC."""
-    words = {'contrast_train': CONTRAST_TRAIN, 'segmentation_train': SEGMENTATION_TRAIN}
+    words = {'contrast_train': CONTRAST_TRAIN, 'segmentation_train': SEGMENTATION_TRAIN,
+             'segmentation_test': SEGMENTATION_TEST}
     for tail in ('', '_val'):
         words |= {f'contrast_infer{tail}': CONTRAST_INFER, f'eval_seeds{tail}': EVAL_SEEDS}
     if baseline == 'seam':
