@@ -9,16 +9,21 @@ def machine(device, threads):
 
 
 def rates(device, threads):
-    """{'flops', 'bytes'}: multiply-adds (as two operations) a second of a float32 product of 2048x2048 matrices, and bytes a
-    second read and written by copying 256 MiB. device: 'cpu' or 'cuda'. TF32 stays off."""
+    """{'flops', 'bytes'}: operations (a multiply-add is two) a second of a large matrix product or 3×3 convolution, whichever is
+    quicker (the two come from different libraries), in float32 without TF32; bytes a second read and written by copying 256 MiB.
+    device: 'cpu' or 'cuda'."""
     import torch
     torch.set_num_threads(threads)
-    side = 2048 if device == 'cpu' else 8192
+    side, channels, pixels = (2048, 512, 32) if device == 'cpu' else (8192, 2048, 64)
     a, b = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
+    convolution = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
+    image = torch.rand(1, channels, pixels, pixels, device=device)
     source = torch.rand(2 ** 26, device=device)
     target = torch.empty_like(source)
-    return {'flops': 2 * side ** 3 / seconds(lambda: torch.mm(a, b), device),
-            'bytes': 2 * 4 * source.numel() / seconds(lambda: target.copy_(source), device)}
+    with torch.inference_mode():
+        product = 2 * side ** 3 / seconds(lambda: torch.mm(a, b), device)
+        convolved = 2 * 9 * (channels * pixels) ** 2 / seconds(lambda: convolution(image), device)
+    return {'flops': max(product, convolved), 'bytes': 2 * 4 * source.numel() / seconds(lambda: target.copy_(source), device)}
 
 
 def seconds(call, device, repeats=5):

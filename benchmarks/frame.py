@@ -43,7 +43,8 @@ class Stage:
     """A row of the table. setup(options, **sizes) → Case; sizes, quick: its sizes, and those of --quick.
 
     aim: published over ours, wall time. memory_aim: ours over published, peak memory, at most. aim_text: the aim in words where
-    it is another. on_device: whether --device matters to it. timed: False where only memory is measured.
+    it is another. limit: what stands between it and its aim, in words. on_device: whether --device matters to it. timed: False
+    where only memory is measured.
     """
     name: str
     title: str
@@ -53,6 +54,7 @@ class Stage:
     aim: float = None
     memory_aim: float = None
     aim_text: str = ''
+    limit: str = ''
     on_device: bool = False
     timed: bool = True
 

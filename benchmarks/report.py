@@ -68,7 +68,7 @@ def header(info):
 
 `python benchmarks/bench.py{' --quick' if info['settings']['quick'] else ''}{'' if not device else ' --device cuda'}`, {info['time']}, commit {info['git_commit']}.{device}
 {info['processor']}, {info['cores']} cores, {info['threads']} threads of PyTorch; {info['platform']}; Python {info['python']}, {packages}; float32.
-Measured rates: one core {rates['one core'][0]:.0f} GFLOP/s (product of 2048x2048 matrices) and {rates['one core'][1]:.1f} GB/s (copy);
+Measured rates: one core {rates['one core'][0]:.0f} GFLOP/s (large matrix product or 3x3 convolution) and {rates['one core'][1]:.1f} GB/s (copy);
 {'the device' if device else 'all cores'} {rates['all cores'][0]:.0f} GFLOP/s and {rates['all cores'][1]:.1f} GB/s.
 
 The published side is `benchmarks/published/`: the arithmetic of the published code written anew from its description, loops and copies included,
@@ -91,15 +91,19 @@ def stage_table(stages, results, info):
         stage = stages[result['name']]
         memory = ' / '.join(f'{result[side]["memory"] / 2 ** 20:.0f}' for side in ('ours', 'published'))
         if 'wall_ratio' not in result:
-            rows.append(f'| {stage.title} | | | | | {aim_words(stage, result)} | {memory} | | |')
+            rows.append(f'| {stage.title} | | | | | {aim_words(stage, result)} | {memory} | | {extra_words(result)} |')
             continue
         least = floor.least_seconds(result, info['rates'])
         rows.append(f'| {stage.title} | {seconds(median(result, "ours"))} | {seconds(median(result, "published"))} '
                     f'| {result["wall_ratio"]:.2f} | {result["cpu_ratio"]:.2f} | {aim_words(stage, result)} | {memory} '
-                    f'| {seconds(least) if least else ""} | {result["agreement"]} |')
-        rows[-1] += ''.join(f' {words}: {value:.3f}' for words, value in result['extra'].items())
-    notes = [f'- **{stages[r["name"]].title}**: {" ".join(stages[r["name"]].setup.__doc__.split())}' for r in results]
+                    f'| {seconds(least) if least else ""} | {result["agreement"]}{extra_words(result)} |')
+    notes = [f'- **{stages[r["name"]].title}**: {" ".join(stages[r["name"]].setup.__doc__.split())} {stages[r["name"]].limit}'.rstrip()
+             for r in results]
     return '\n'.join(['## Stages, an image each', '', *rows, '', 'What is timed:', *notes])
+
+
+def extra_words(result):
+    return ''.join(f'; {words} {value:.3g}' for words, value in result['extra'].items())
 
 
 def aim_words(stage, result):

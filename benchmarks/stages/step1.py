@@ -239,6 +239,7 @@ STAGES = [
           on_device=True),
     Stage('data_loading', 'loading a training image', data_loading, quick={'images': 5}, aim=1.5),
     Stage('cam_inference', 'multi-scale CAMs, width 1, photo 120x160', cam_inference, {'size': (120, 160)}, {'size': (60, 80)}, aim=1.3,
+          limit='On a CPU nine tenths of both sides are the same convolutions, which run at the rate of the machine (compare the floor).',
           on_device=True),
     # The PCM's affinity matrix, which decides the peak, does not depend on the width.
     Stage('cam_inference_large', 'multi-scale CAMs, width 1/8, photo 375x500', cam_inference, {'width': 1 / 8}, {'size': (150, 200)},

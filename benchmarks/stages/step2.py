@@ -1,4 +1,5 @@
 """CRF, and Step 2: the CRF's labels for AffinityNet, the labels of its pairs, the random walk."""
+import math
 import tempfile
 from pathlib import Path
 
@@ -139,9 +140,12 @@ def random_walk(options, size=inputs.SIZE, logt=6):
 
 
 def random_walk_memory(options, size):
-    """Dense: the matrix alone, its power and its division by the column sums, without one of the six squarings."""
+    """Dense: the matrix of all cells, its power and its division by the column sums, without the six squarings, each of which
+    needs a further matrix beside the one it squares."""
     case = random_walk(options, size)
     case.published = random_walk(options, size, logt=0).published
+    cells = math.prod(-(-side // 8) for side in size)
+    case.extra = {'MiB of a further matrix': 4 * cells ** 2 / 2 ** 20}
     return case
 
 
