@@ -2,8 +2,8 @@
 
     python benchmarks/bench.py [--quick] [--device cpu|cuda] [--stages crf curve …] [--out benchmarks]
 
-Reads  tests/golden (a photo); all else it makes.
-Writes <out>/results.json (every measurement), RESULTS.md (the tables), results.png (ratios), growth.png (cost against size).
+Reads  tests/golden (a photo); all else it makes. Writes <out>/results.json (every measurement), RESULTS.md (the
+tables), results.png (ratios), growth.png (cost against size).
 """
 import sys
 from pathlib import Path
@@ -33,6 +33,8 @@ def main(args):
     from benchmarks import cuda, floor, frame, growth, report
     from tool import files
     cli.select_device(args.device)
+    if args.device == 'cpu' and args.stages and 'cuda' in args.stages:
+        raise cli.UserError('--stages cuda', 'needs a GPU', 'add --device cuda')
     out = files.out_dir(args.out, '--out')
     options = frame.Options(args.quick, args.device, args.threads)
     wanted = args.stages or [*STAGES, *PARTS]

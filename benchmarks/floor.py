@@ -1,4 +1,4 @@
-"""What this machine can do at most: the rate of its matrix product and of its memory, and the time a stage needs at these rates."""
+"""What this machine can do at most, in arithmetic and in memory traffic, and the time a stage needs at these rates."""
 import statistics
 import time
 
@@ -9,11 +9,13 @@ def machine(device, threads):
 
 
 def rates(device, threads):
-    """{'flops', 'bytes'}: operations (a multiply-add is two) a second of a large matrix product or 3×3 convolution, whichever is
-    quicker (the two come from different libraries), in float32 without TF32; bytes a second read and written by copying 256 MiB.
-    device: 'cpu' or 'cuda'."""
+    """{'flops', 'bytes'}: operations (a multiply-add is two) a second of a large matrix product or 3×3 convolution,
+    whichever is quicker (the two come from different libraries), in float32 without TF32; bytes a second read and
+    written by copying 256 MiB. device: 'cpu' or 'cuda'.
+    """
     import torch
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
     side, channels, pixels = (2048, 512, 32) if device == 'cpu' else (8192, 2048, 64)
     a, b = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
     convolution = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
@@ -23,7 +25,8 @@ def rates(device, threads):
     with torch.inference_mode():
         product = 2 * side ** 3 / seconds(lambda: torch.mm(a, b), device)
         convolved = 2 * 9 * (channels * pixels) ** 2 / seconds(lambda: convolution(image), device)
-    return {'flops': max(product, convolved), 'bytes': 2 * 4 * source.numel() / seconds(lambda: target.copy_(source), device)}
+        copied = 2 * 4 * source.numel() / seconds(lambda: target.copy_(source), device)
+    return {'flops': max(product, convolved), 'bytes': copied}
 
 
 def seconds(call, device, repeats=5):
@@ -40,8 +43,9 @@ def seconds(call, device, repeats=5):
 
 
 def least_seconds(result, rates_of):
-    """The least time of a stage's call: its arithmetic or its traffic at full rate, whichever takes longer. None where neither
-    is stated. rates_of: of machine()."""
+    """The least time of a stage's call: its arithmetic or its traffic at full rate, whichever takes longer. None where
+    neither is stated. rates_of: of machine().
+    """
     at = rates_of['one core' if result['single_core'] else 'all cores']
     least = max(result['flops'] / at['flops'], result['bytes'] / at['bytes'])
     return least or None

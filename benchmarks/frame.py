@@ -1,4 +1,4 @@
-"""How a stage is measured: our formulation and the published one, on the same inputs, alternately, each in processes of its own."""
+"""How a stage is measured: our formulation and the published one, on the same inputs, alternately."""
 import gc
 import multiprocessing
 import resource
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Options:
-    """quick: smaller inputs and fewer repetitions. device: 'cpu' or 'cuda', for the networks and losses. threads: of PyTorch."""
+    """quick: smaller inputs, fewer repetitions. device: 'cpu' or 'cuda', of networks and losses. threads: PyTorch's."""
     quick: bool
     device: str
     threads: int
@@ -21,17 +21,17 @@ class Options:
 class Case:
     """A stage made ready: inputs, weights and files exist, only the work is left.
 
-    ours, published: callables without arguments, giving results that `check(ours, published)` compares; it returns words for the
-    agreement found and raises AssertionError where it is worse than the golden tolerances. count: images a call handles.
-    flops, bytes: the least arithmetic and the least memory traffic that a call needs, for the floor. single_core: whether the
-    work runs on one core whatever `threads`. published_share: the part of the published work that a call does (1: all).
-    extra: {words: value} for the report.
+    ours, published: callables without arguments, giving results that `check(ours, published)` compares; it returns
+    words for the agreement found and raises AssertionError where it is worse than the golden tolerances. count: images
+    a call handles. flops: function that counts a call's arithmetic; bytes: the least memory traffic that a call needs;
+    both for the floor. single_core: whether the work runs on one core whatever `threads`. published_share: the part of
+    the published work that a call does (1: all). extra: {words: value} for the report; `check` may add to it.
     """
     ours: object
     published: object
     check: object
     count: int = 1
-    flops: float = 0
+    flops: object = lambda: 0
     bytes: float = 0
     single_core: bool = False
     published_share: float = 1
@@ -42,9 +42,9 @@ class Case:
 class Stage:
     """A row of the table. setup(options, **sizes) → Case; sizes, quick: its sizes, and those of --quick.
 
-    aim: published over ours, wall time. memory_aim: ours over published, peak memory, at most. aim_text: the aim in words where
-    it is another. limit: what stands between it and its aim, in words. on_device: whether --device matters to it. timed: False
-    where only memory is measured.
+    aim: published over ours, wall time. memory_aim: ours over published, peak memory, at most. aim_text: the aim in
+    words where it is another. limit: what stands between it and its aim, in words. on_device: whether --device matters
+    to it. timed: False where only memory is measured.
     """
     name: str
     title: str
@@ -62,23 +62,27 @@ class Stage:
         """The stage's Case, in a process with the wanted threads."""
         import torch
         torch.set_num_threads(options.threads)
+        torch.backends.cudnn.allow_tf32 = False  # the stages are float32 on both sides
         torch.manual_seed(0)
         return self.setup(options, **(self.sizes | self.quick if options.quick else self.sizes))
 
 
 def run(stage, options):
-    """Measure a stage. Returns a JSON-ready dict: per side wall and cpu (seconds an image: lists) and memory (bytes); the median
-    ratios of the pairs; what Case says of the work."""
+    """Measure a stage. Returns a JSON-ready dict: per side wall and cpu (seconds an image: lists) and memory (bytes);
+    the median ratios of the pairs; what Case says of the work.
+    """
     result = {'name': stage.name, 'title': stage.title} | in_child(measure, stage, options, 'ours', stage.timed)
-    result['published'] = in_child(measure, stage, options, 'published', False)['published'] | result.get('published', {})
+    result.setdefault('published', {}).update(in_child(measure, stage, options, 'published', False)['published'])
     if stage.timed:
         for kind in ('wall', 'cpu'):
-            result[f'{kind}_ratio'] = statistics.median(b / a for a, b in zip(result['ours'][kind], result['published'][kind]))
+            pairs = zip(result['ours'][kind], result['published'][kind])
+            result[f'{kind}_ratio'] = statistics.median(published / ours for ours, published in pairs)
     return result
 
 
 def in_child(function, *args):
-    """function(*args) in a fresh process, so that neither allocator nor caches carry over from one stage to the next."""
+    """function(*args) in a fresh process, so that neither allocator nor caches carry over from one stage to the next.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         return pool.submit(function, *args).result()
 
@@ -88,18 +92,22 @@ def measure(stage, options, first, timing):
     case = stage.prepare(options)
     device = options.device if stage.on_device else 'cpu'
     memory, outcome = first_call(getattr(case, first), device)
-    result = {first: {'memory': memory}, 'flops': case.flops / case.count, 'bytes': case.bytes / case.count,
-              'single_core': case.single_core, 'extra': case.extra}
+    result = {first: {'memory': memory}}
     if timing:
-        result['agreement'] = case.check(outcome, case.published())
+        agreement = case.check(outcome, case.published())
         times = alternate(case, device, *((2, 5, 3) if options.quick else (5, 15, 10)))
-        result |= {'ours': times['ours'] | result['ours'], 'published': times['published'], 'repetitions': len(times['ours']['wall'])}
+        result = {'ours': times['ours'] | result['ours'], 'published': times['published'], 'agreement': agreement,
+                  'repetitions': len(times['ours']['wall'])}
+    if first == 'ours':
+        result |= {'flops': case.flops() / case.count, 'bytes': case.bytes / case.count,
+                   'single_core': case.single_core, 'extra': case.extra}
     return result
 
 
 def alternate(case, device, least, most, budget):
-    """Time ours and the published side in turn, at least `least` times each, at most `most`, more than `least` only within `budget`
-    seconds. Returns {side: {'wall', 'cpu': seconds an image, a list}}."""
+    """Time ours and the published side in turn, at least `least` times each, at most `most`, more than `least` only
+    within `budget` seconds. Returns {side: {'wall', 'cpu': seconds an image, a list}}.
+    """
     out = {side: {'wall': [], 'cpu': []} for side in ('ours', 'published')}
     begin = time.perf_counter()
     for repetition in range(most):
@@ -122,7 +130,8 @@ def timed(call, device):
 
 
 def cpu_seconds():
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def synchronise(device):
@@ -132,7 +141,9 @@ def synchronise(device):
 
 
 def first_call(call, device):
-    """Bytes by which a call raises the peak (resident memory on the CPU, allocated memory on CUDA), and what it returns."""
+    """Bytes by which a call raises the peak (resident memory on the CPU, allocated memory on CUDA), and what it
+    returns.
+    """
     gc.collect()
     if device == 'cuda':
         import torch
@@ -146,7 +157,9 @@ def first_call(call, device):
 
 
 def reset_peak():
-    """Make the present resident memory the peak, where the system can (Linux), and return what counts as the start, in bytes."""
+    """Make the present resident memory the peak, where the system can (Linux), and return what counts as the start, in
+    bytes.
+    """
     try:
         with open('/proc/self/clear_refs', 'w') as file:
             file.write('5')

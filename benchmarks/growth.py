@@ -1,6 +1,5 @@
 """How the cost of a stage grows with the image's side, the number of classes, images and worker processes."""
 import math
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -9,13 +8,16 @@ from pathlib import Path
 from benchmarks import inputs
 from benchmarks.frame import in_child, timed
 from benchmarks.stages import step1, step2, step3
+from tool import cli
 from voc12.classes import VOC
 
 
 @dataclass(frozen=True)
 class Curve:
-    """title, axis: words. setup(options, **sizes) → Case. points: ((position on the axis, sizes), …), ascending. quick: how many
-    of them --quick takes. ours_only: further points where the published side would take too long or too much memory."""
+    """title, axis: words. setup(options, **sizes) → Case. points: ((position on the axis, sizes), …), ascending. quick:
+    how many of them --quick takes. ours_only: further points where the published side would take too long or too much
+    memory.
+    """
     title: str
     axis: str
     setup: object
@@ -36,9 +38,12 @@ def classes(**fixed):
 
 SIDE, CLASSES, IMAGES = 'image side, pixels', 'classes, with background', 'images'
 CURVES = (
-    Curve('losses of Step 1', SIDE, step1.contrast_loss, tuple((8 * side, {'side': side, 'batch': 2}) for side in (28, 56, 112))),
-    Curve('training step, width 1/8', SIDE, step1.training_step, tuple((crop, {'crop': crop, 'batch': 2}) for crop in (112, 224, 448))),
-    Curve('multi-scale CAMs, width 1/8', SIDE, step1.cam_inference, sides((94, 125), (188, 250), (375, 500), width=1 / 8)),
+    Curve('losses of Step 1', SIDE, step1.contrast_loss,
+          tuple((8 * side, {'side': side, 'batch': 2}) for side in (28, 56, 112))),
+    Curve('training step, width 1/8', SIDE, step1.training_step,
+          tuple((crop, {'crop': crop, 'batch': 2}) for crop in (112, 224, 448))),
+    Curve('multi-scale CAMs, width 1/8', SIDE, step1.cam_inference,
+          sides((94, 125), (188, 250), (375, 500), width=1 / 8)),
     Curve('CRF', SIDE, step2.crf, sides((94, 125), (188, 250), (375, 500))),
     Curve('random walk', SIDE, step2.random_walk, sides((125, 167), (250, 333), (375, 500)), sides((750, 1000))),
     Curve('losses of Step 1', CLASSES, step1.contrast_loss, classes(side=28, batch=2)),
@@ -50,7 +55,9 @@ WORKERS = (1, 2, 4)
 
 
 def measure(options):
-    """The curves: [{'title', 'axis', 'ours': [(position, seconds), …], 'published': …, 'exponents': {side: …}}], seconds of a whole call."""
+    """The curves: [{'title', 'axis', 'ours': [(position, seconds), …], 'published': …, 'exponents': {side: …}}],
+    seconds of a whole call.
+    """
     curves = [in_child(measure_curve, index, options) for index in range(len(CURVES))]
     return curves + [worker_curve(options)]
 
@@ -74,13 +81,17 @@ def prepare(curve, options, sizes):
 
 
 def best(call, options):
-    """Seconds of the quickest of a few calls after a first one: what the work takes where nothing disturbs it."""
+    """Seconds of the quickest of up to three calls after a first one: what the work takes where nothing disturbs it."""
     call()
-    return min(timed(call, options.device)[0] for _ in range(1 if options.quick else 3))
+    times = []
+    while not times or (not options.quick and len(times) < 3 and sum(times) < 3):
+        times.append(timed(call, options.device)[0])
+    return min(times)
 
 
 def with_exponents(curve):
-    return curve | {'exponents': {side: exponent(curve[side]) for side in ('ours', 'published') if len(curve[side]) > 1}}
+    fitted = [side for side in ('ours', 'published') if len(curve[side]) > 1]
+    return curve | {'exponents': {side: exponent(curve[side]) for side in fitted}}
 
 
 def exponent(points):
@@ -92,12 +103,12 @@ def exponent(points):
 
 def worker_curve(options):
     """aff_prepare.py's work on a few images with 1, 2, 4 worker processes, start of the processes left out."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    size, images = ((94, 125), 8) if options.quick else (inputs.SIZE, 8)
+    size = (94, 125) if options.quick else inputs.SIZE
     with tempfile.TemporaryDirectory() as folder:
-        images = [write_image(Path(folder), n, size) for n in range(images)]
-        points = [(n, in_child(seconds_with, n, images)) for n in WORKERS if n <= max(2, cores)]
-    return with_exponents({'title': 'aff_prepare, 8 images', 'axis': 'worker processes', 'ours': points, 'published': []})
+        images = [write_image(Path(folder), n, size) for n in range(2 * max(WORKERS))]
+        points = [(n, in_child(seconds_with, n, images)) for n in WORKERS if n <= max(2, cli.cores())]
+    return with_exponents({'title': f'aff_prepare, {len(images)} images', 'axis': 'worker processes', 'ours': points,
+                           'published': []})
 
 
 def write_image(folder, number, size):
@@ -122,7 +133,7 @@ def refine(image):
 def seconds_with(workers, images):
     from tool import parallel
     with parallel.executor(workers) as pool:
-        list(pool.map(refine, images[:1] * workers * 2))  # starts the processes and their imports
+        list(pool.map(refine, images[:2 * workers]))  # starts the processes and their imports
         start = time.perf_counter()
         list(pool.map(refine, images))
         return time.perf_counter() - start

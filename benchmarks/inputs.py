@@ -16,7 +16,7 @@ def _photo():
 
 
 def photo(height, width):
-    """A VOC photo (tests/golden) brought to a size, with grain so that its colours scatter as a camera's do: uint8 (H, W, 3)."""
+    """A VOC photo (tests/golden) at any size, with grain, as a camera adds it: uint8 (H, W, 3)."""
     import cv2
     image = cv2.resize(_photo(), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     grain = np.random.default_rng(0).normal(0, 3, image.shape)
@@ -35,7 +35,7 @@ def smooth(count, height, width, seed=0):
 
 
 def cams(height, width, classes=(4, 14)):
-    """CAMs of an image with two classes: class array (2,), float32 (2, H, W) that leave a third of it to the background."""
+    """CAMs of an image with two classes, a third of it background: class array (2,), float32 (2, H, W)."""
     return np.array(classes), smooth(len(classes), height, width) ** 2
 
 
@@ -50,7 +50,7 @@ def labels(count, num_foreground=VOC.num_foreground):
 
 
 def network(net_class, **options):
-    """A network with random weights: convolutions as initialised, BatchNorm near the identity, so that maps keep their scale."""
+    """A network with random weights, BatchNorm such that maps keep their scale."""
     import torch
     torch.manual_seed(0)
     net = net_class(**options)
@@ -72,7 +72,8 @@ def flops_of(call):
 
 def close(ours, published, relative=1e-4, what='values'):
     """Words for the largest difference relative to the largest value; AssertionError above `relative`."""
-    ours, published = (np.asarray(x.detach().cpu().double() if hasattr(x, 'detach') else x, np.float64) for x in (ours, published))
+    arrays = (x.detach().cpu() if hasattr(x, 'detach') else x for x in (ours, published))
+    ours, published = (np.asarray(x, np.float64) for x in arrays)
     assert ours.shape == published.shape, (ours.shape, published.shape)
     difference = np.abs(ours - published).max() / max(np.abs(published).max(), 1e-12)
     assert difference <= relative, f'{what} differ by {difference:.1e} of the largest'

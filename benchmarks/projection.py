@@ -1,7 +1,7 @@
 """The full VOC run (10,582 images, three steps) in hours, from the stages measured at the sizes of that run.
 
-Networks: the floating-point operations of each pass are counted at full size and width 1 without running them, and cost what an
-operation cost in the 'cam_inference' stage (width 1). All else: the measured time of an image.
+Networks: the floating-point operations of each pass are counted at full size and width 1 without running them, and cost
+what an operation cost in the 'cam_inference' stage (width 1). All else: the measured time of an image.
 """
 from benchmarks import inputs
 from voc12.classes import VOC
@@ -12,10 +12,10 @@ NEEDED = ('cam_inference', 'contrast_loss', 'data_loading', 'crf', 'aff_prepare'
 
 
 def full_run(results, on_device):
-    """[{'part', 'ours', 'published': (network hours, other core-hours)}], or [] where a stage it needs was not measured.
+    """[{'part', 'images', 'ours', 'published': (network hours, other core-hours)}]; [] where a stage is missing.
 
-    results: {stage name: result of frame.run}. on_device: whether the networks and losses ran on a GPU; then their wall time
-    counts, as GPU-hours; else CPU time.
+    results: {stage name: result of frame.run}. on_device: whether the networks and losses ran on a GPU; then their wall
+    time counts, as GPU-hours; else CPU time.
     """
     if not all(name in results for name in NEEDED):
         return []
@@ -32,7 +32,8 @@ def full_run(results, on_device):
         row = {'part': part, 'images': images}
         for side in ('ours', 'published'):
             per_flop = cost(results['cam_inference'], side, on_device) / results['cam_inference']['flops']
-            device = per_flop * flops.get(network, 0) + (cost(results[device_stage], side, on_device) if device_stage else 0)
+            device = per_flop * flops.get(network, 0)
+            device += cost(results[device_stage], side, on_device) if device_stage else 0
             other = sum(cost(results[name], side, False) for name in other_stages)
             row[side] = device * images / 3600, other * images / 3600
         rows.append(row)
@@ -74,4 +75,5 @@ def network_flops():
     return {'contrast_train': 3 * (forward(contrast, CROP, CROP) + forward(contrast, SMALL, SMALL)),
             'contrast_infer': scales(contrast, SCALES),
             'aff_train': 3 * forward(aff, CROP, CROP), 'aff_infer': forward(aff, *inputs.SIZE),
-            'deeplab_train': 3 * forward(segment, CROP, CROP), 'deeplab_test': scales(segment, Config().TEST_MULTISCALE)}
+            'deeplab_train': 3 * forward(segment, CROP, CROP),
+            'deeplab_test': scales(segment, Config().TEST_MULTISCALE)}

@@ -6,6 +6,13 @@ import statistics
 from benchmarks import floor, projection
 from tool import files, runinfo
 
+PACKAGES = 'torch', 'torchvision', 'numpy', 'scipy', 'pydensecrf2'
+HOW = """\
+The published side is `benchmarks/published/`: the arithmetic of the published code written anew from its description,
+loops and copies included, and compared with golden files in `tests/`. Both sides get the same inputs and alternate in
+one process; their results are compared at every run. Times are medians, a ratio is the median over pairs (published
+over ours). Peak memory is what a first call adds to its process, each side in a fresh one. Floor: the least arithmetic
+or memory traffic of our formulation at the rates above."""
 BUSY = 0.7  # load average from which on the machine counts as shared with other work
 
 
@@ -47,11 +54,18 @@ def seconds(value):
 
 
 def write(out, info, stages, results, curves, sweep):
-    """Write all of the report into the folder `out`. stages: {name: Stage}; results: of frame.run; curves: of growth.measure; sweep: rows of cuda.sweep."""
+    """Write the report into the folder `out`.
+
+    info: of describe, with 'rates'. stages: {name: Stage}. results: of frame.run, curves: of growth.measure, sweep: of
+    cuda.sweep; each may be empty.
+    """
+    settings = info['settings']
     by_name = {result['name']: result for result in results}
-    hours = [] if info['settings']['quick'] else projection.full_run(by_name, info['settings']['device'] == 'cuda')
-    files.save_json(out / 'results.json', {'info': info, 'stages': results, 'growth': curves, 'projection': hours, 'cuda': sweep})
-    parts = [header(info), stage_table(stages, results, info), growth_table(curves), hours_table(hours, info), cuda_table(sweep, info)]
+    hours = [] if settings['quick'] else projection.full_run(by_name, settings['device'] == 'cuda')
+    everything = {'info': info, 'stages': results, 'growth': curves, 'projection': hours, 'cuda': sweep}
+    files.save_json(out / 'results.json', everything)
+    parts = [header(info), stage_table(stages, results, info), growth_table(curves),
+             hours_table(hours, 'GPU' if settings['device'] == 'cuda' else 'core'), cuda_table(sweep, by_name, info)]
     files.save_text(out / 'RESULTS.md', '\n\n'.join(part for part in parts if part) + '\n')
     if any('wall_ratio' in result for result in results):
         save(out / 'results.png', ratio_chart(stages, results))
@@ -61,95 +75,123 @@ def write(out, info, stages, results, curves, sweep):
 
 
 def header(info):
-    packages = ', '.join(f'{name} {info["packages"][name]}' for name in ('torch', 'torchvision', 'numpy', 'scipy', 'pydensecrf2'))
-    rates = {name: (rate['flops'] / 1e9, rate['bytes'] / 1e9) for name, rate in info['rates'].items()}
-    device = '' if info['settings']['device'] == 'cpu' else f' Networks and losses on {info["device"]}.'
-    text = f"""# Every stage beside the published formulation
-
-`python benchmarks/bench.py{' --quick' if info['settings']['quick'] else ''}{'' if not device else ' --device cuda'}`, {info['time']}, commit {info['git_commit']}.{device}
-{info['processor']}, {info['cores']} cores, {info['threads']} threads of PyTorch; {info['platform']}; Python {info['python']}, {packages}; float32.
-Measured rates: one core {rates['one core'][0]:.0f} GFLOP/s (large matrix product or 3x3 convolution) and {rates['one core'][1]:.1f} GB/s (copy);
-{'the device' if device else 'all cores'} {rates['all cores'][0]:.0f} GFLOP/s and {rates['all cores'][1]:.1f} GB/s.
-
-The published side is `benchmarks/published/`: the arithmetic of the published code written anew from its description, loops and copies included,
-compared with golden files in `tests/`. Both sides get the same inputs, alternate in one process, and the results are compared at
-every run. Times are medians; a ratio is the median over pairs (published over ours). Peak memory is what a first call adds to the
-process, each side in a process of its own. Floor: least arithmetic or memory traffic of our formulation at the rates above."""
-    if info['settings']['quick']:
-        text += '\n\n**The short form: small inputs, few repetitions. Ratios grow with the inputs; the full form counts.**'
+    """What was measured, where, how; and what speaks against the numbers."""
+    settings, rates = info['settings'], info['rates']
+    command = 'python benchmarks/bench.py' + (' --quick' if settings['quick'] else '')
+    packages = ', '.join(f'{name} {info["packages"][name]}' for name in PACKAGES)
+    lines = [
+        '# Every stage beside the published formulation', '',
+        f'`{command} --device {settings["device"]}`, {info["time"]}, commit {info["git_commit"]}, on '
+        f'{info["processor"]}, {info["cores"]} cores, {info["threads"]} threads of PyTorch; {info["platform"]}; '
+        f'Python {info["python"]}, {packages}; float32.']
+    if settings['device'] == 'cuda':
+        lines.append(f'Networks and losses on {info["device"]}.')
+    for name, words in (('one core', 'one core'), ('all cores', 'all cores' if settings['device'] == 'cpu' else 'GPU')):
+        lines.append(f'Rate of the {words}: {rates[name]["flops"] / 1e9:.0f} GFLOP/s (matrix product or convolution), '
+                     f'{rates[name]["bytes"] / 1e9:.1f} GB/s (copy).')
+    lines += ['', HOW]
+    if settings['quick']:
+        lines += ['', '**The short form: small inputs, few repetitions. Ratios grow with the inputs; the full form '
+                  'counts.**']
     if info['load_before'] > BUSY:
-        text += (f'\n\n**Measured on a busy machine (load average {info["load_before"]:.1f} before the start): seconds and rates are too '
-                 'pessimistic; ratios, above all those of CPU time, hold better.**')
-    if info['settings']['device'] == 'cpu':
-        text += '\n\nNot measured: CUDA. No GPU was at hand; `python benchmarks/bench.py --device cuda` makes the same tables on one.'
-    return text
+        lines += ['', f'**Measured on a busy machine (load average {info["load_before"]:.1f} before the start): '
+                  'seconds and rates are too pessimistic; ratios, above all those of CPU time, hold better.**']
+    if settings['device'] == 'cpu':
+        lines += ['', 'Not measured: CUDA, for want of a GPU. `python benchmarks/bench.py --device cuda` makes the '
+                  'same tables on one, and one more: images a second and memory at full size under each precision.']
+    return '\n'.join(lines)
 
 
 def stage_table(stages, results, info):
-    rows = ['| stage | ours | published | ratio | of CPU time | aim | peak MiB, ours / published | floor | same results |', '|---|---|---|---|---|---|---|---|---|']
+    if not results:
+        return ''
+    rows = table('stage', 'ours', 'published', 'ratio', 'of CPU time', 'aim', 'peak MiB, ours / published', 'floor',
+                 'same results')
     for result in results:
-        stage = stages[result['name']]
+        stage, cells = stages[result['name']], [''] * 4
+        least, agreement = '', ''
+        if 'wall_ratio' in result:
+            least = floor.least_seconds(result, info['rates'])
+            cells = [seconds(median(result, side)) for side in ('ours', 'published')]
+            cells += [f'{result[kind]:.2f}' for kind in ('wall_ratio', 'cpu_ratio')]
+            agreement = result['agreement']
         memory = ' / '.join(f'{result[side]["memory"] / 2 ** 20:.0f}' for side in ('ours', 'published'))
-        if 'wall_ratio' not in result:
-            rows.append(f'| {stage.title} | | | | | {aim_words(stage, result)} | {memory} | | {extra_words(result)} |')
-            continue
-        least = floor.least_seconds(result, info['rates'])
-        rows.append(f'| {stage.title} | {seconds(median(result, "ours"))} | {seconds(median(result, "published"))} '
-                    f'| {result["wall_ratio"]:.2f} | {result["cpu_ratio"]:.2f} | {aim_words(stage, result)} | {memory} '
-                    f'| {seconds(least) if least else ""} | {result["agreement"]}{extra_words(result)} |')
-    notes = [f'- **{stages[r["name"]].title}**: {" ".join(stages[r["name"]].setup.__doc__.split())} {stages[r["name"]].limit}'.rstrip()
-             for r in results]
-    return '\n'.join(['## Stages, an image each', '', *rows, '', 'What is timed:', *notes])
+        extra = [f'{words} {value:.3g}' for words, value in result['extra'].items()]
+        rows.append(row(stage.title, *cells, aim_words(stage, result), memory, seconds(least) if least else '',
+                        '; '.join([agreement] * bool(agreement) + extra)))
+    notes = ['', 'What is timed:']
+    for stage in (stages[result['name']] for result in results):
+        notes.append(f'- **{stage.title}**: {" ".join(stage.setup.__doc__.split())} {stage.limit}'.rstrip())
+    return '\n'.join(['## Stages, an image each', '', *rows, *notes])
 
 
-def extra_words(result):
-    return ''.join(f'; {words} {value:.3g}' for words, value in result['extra'].items())
+def table(*titles):
+    return [row(*titles), row(*['---'] * len(titles))]
+
+
+def row(*cells):
+    return f'| {" | ".join(cells)} |'
 
 
 def aim_words(stage, result):
-    """The aims of a stage, each with 'met' or 'missed'."""
+    """The aims of a stage, those given as numbers with 'met' or 'missed'."""
     words = []
     if stage.aim:
         words.append(f'{stage.aim:g}x: {"met" if result["wall_ratio"] >= stage.aim else "MISSED"}')
     if stage.memory_aim:
         share = result['ours']['memory'] / max(1, result['published']['memory'])
-        words.append(f'memory at most {stage.memory_aim:g} of published: {share:.2f}, {"met" if share <= stage.memory_aim else "MISSED"}')
+        verdict = 'met' if share <= stage.memory_aim else 'MISSED'
+        words.append(f'{stage.memory_aim:g} of the published peak: {share:.2f}, {verdict}')
     return '; '.join(words + [stage.aim_text] * bool(stage.aim_text))
 
 
 def growth_table(curves):
     if not curves:
         return ''
-    rows = ['| stage | against | from | to | ours: exponent, last time | published |', '|---|---|---|---|---|---|']
+    rows = table('stage', 'against', 'from', 'to', 'ours: exponent, last time', 'published')
     for curve in curves:
-        cells = [f'{curve["exponents"][side]:.2f}, {seconds(curve[side][-1][1])} at {curve[side][-1][0]}' if side in curve['exponents'] else ''
-                 for side in ('ours', 'published')]
-        rows.append(f'| {curve["title"]} | {curve["axis"]} | {curve["ours"][0][0]} | {curve["ours"][-1][0]} | {cells[0]} | {cells[1]} |')
-    return '\n'.join(['## How cost grows', '', 'Cost ~ position^exponent, least squares over the points (`growth.png`).', '', *rows])
+        cells = []
+        for side in ('ours', 'published'):
+            known = side in curve['exponents']
+            last = curve[side][-1] if known else None
+            cells.append(f'{curve["exponents"][side]:.2f}, {seconds(last[1])} at {last[0]}' if known else '')
+        first, last = curve['ours'][0][0], curve['ours'][-1][0]
+        rows.append(row(curve['title'], curve['axis'], str(first), str(last), *cells))
+    fit = 'Seconds of a call ~ position^exponent, least squares over the points (`growth.png`).'
+    return '\n'.join(['## How cost grows', '', fit, '', *rows])
 
 
-def hours_table(hours, info):
+def hours_table(hours, unit):
     if not hours:
         return ''
-    unit = 'GPU' if info['settings']['device'] == 'cuda' else 'core'
-    rows = [f'| part | images | ours: network {unit}-hours | ours: other core-hours | published: network {unit}-hours | published: other core-hours |',
-            '|---|---|---|---|---|---|']
-    for row in hours:
-        rows.append(f'| {row["part"]} | {row["images"]:,} | ' + ' | '.join(f'{h:.1f}' for side in ('ours', 'published') for h in row[side]) + ' |')
-    total = [sum(row[side][k] for row in hours) for side in ('ours', 'published') for k in (0, 1)]
-    rows.append('| **all** | | ' + ' | '.join(f'**{h:.0f}**' for h in total) + ' |')
-    return '\n'.join(['## The full VOC run, projected', '', ' '.join(projection.__doc__.split('\n\n')[1].split()), '', *rows])
+    rows = table('part', 'images', f'ours: network {unit}-hours', 'ours: other core-hours',
+                 f'published: network {unit}-hours', 'published: other core-hours')
+    for part in hours:
+        cells = (f'{h:.1f}' for h in (*part['ours'], *part['published']))
+        rows.append(row(part['part'], f'{part["images"]:,}', *cells))
+    total = [sum(part[side][k] for part in hours) for side in ('ours', 'published') for k in (0, 1)]
+    rows.append(row('**all**', '', *(f'**{h:.0f}**' for h in total)))
+    how = ' '.join(projection.__doc__.split('\n\n')[1].split())
+    return '\n'.join(['## The full VOC run, projected', '', how, '', *rows])
 
 
-def cuda_table(sweep, info):
+def cuda_table(sweep, results, info):
     if not sweep:
         return ''
-    rows = ['| work | batch | precision | ours, images/s | published | floor | peak GiB, ours | published |', '|---|---|---|---|---|---|---|---|']
-    for row in sweep:
-        rows.append(f'| {row["work"]} | {row["batch"]} | {row["precision"]} | {row["ours"]:.1f} | {row["published"]:.1f} | {row["floor"]:.1f} '
-                    f'| {row["ours_memory"] / 2 ** 30:.2f} | {row["published_memory"] / 2 ** 30:.2f} |')
-    return '\n'.join([f'## Width 1, crop 448, on {info["device"]}', '',
-                      'The published side stays in float32. Floor: counted operations at the measured float32 rate.', '', *rows])
+    rows = table('work', 'batch', 'precision', 'ours, images/s', 'published', 'floor', 'peak GiB, ours', 'published')
+    for r in sweep:
+        speeds = (f'{r[key]:.1f}' for key in ('ours', 'published', 'floor'))
+        memory = (f'{r[key] / 2 ** 30:.2f}' for key in ('ours_memory', 'published_memory'))
+        rows.append(row(r['work'], str(r['batch']), r['precision'], *speeds, *memory))
+    notes = ['The published side stays in float32. Floor: counted operations at the float32 rate. Memory: above '
+             'weights.']
+    if 'data_loading' in results:
+        loaded = [1 / median(results['data_loading'], side) for side in ('ours', 'published')]
+        quickest = max(r['ours'] for r in sweep if r['work'] == 'training step')
+        needed = [quickest / speed for speed in loaded]
+        notes.append(f'A loader process makes {loaded[0]:.0f} training images a second (published {loaded[1]:.0f}); to '
+                     f'hide the loading, the quickest step needs {needed[0]:.1f} (published {needed[1]:.1f}).')
+    return '\n'.join([f'## Width 1, crop 448, on {info["device"]}', '', *notes, '', *rows])
 
 
 def ratio_chart(stages, results):

@@ -1,7 +1,9 @@
 """benchmarks/: the published formulations agree with the golden files and with the project's own arithmetic; the frame.
 
-The published CRF, walk, pair labels and curve meet their golden files in test_crf, test_random_walk, test_affinity, test_eval.
+The published CRF, walk, pair labels and curve meet their golden files in test_crf, test_random_walk, test_affinity,
+test_eval.
 """
+import inspect
 import json
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from benchmarks import bench, floor, frame, growth, inputs, report
+from benchmarks import bench, cuda, floor, frame, growth, inputs, report
 from benchmarks.published import contrast_loss, networks
+from benchmarks.stages import step3
 from golden.fill import fill_state_dict
 from network.resnet38_contrast import Net
 from tool import transforms
@@ -25,21 +28,26 @@ GOLDEN = Path(__file__).parent / 'golden'
 
 @pytest.fixture(scope='module')
 def losses_golden():
-    return {name: torch.from_numpy(np.asarray(value)) for name, value in np.load(GOLDEN / 'contrast_losses.npz').items()}
+    golden = np.load(GOLDEN / 'contrast_losses.npz')
+    return {name: torch.from_numpy(np.asarray(golden[name])) for name in golden.files}
 
 
 def published_views(maps):
-    """The eight published inputs from maps {'cam1', 'cam_rv1', 'f_proj1', …} at stride 8: view 1 enlarged to 448, view 2 to 128."""
-    return [(contrast_loss.enlarge(maps[f'cam{v}'], (side, side)), contrast_loss.enlarge(maps[f'cam_rv{v}'], (side, side)),
-             maps[f'f_proj{v}'], maps[f'cam_rv{v}']) for v, side in ((1, 448), (2, 128))]
+    """The eight published inputs from maps {'cam1', 'cam_rv1', 'f_proj1', …} at stride 8: view 1 enlarged to 448, view
+    2 to 128.
+    """
+    enlarge = contrast_loss.enlarge
+    return [(enlarge(maps[f'cam{v}'], (side, side)), enlarge(maps[f'cam_rv{v}'], (side, side)), maps[f'f_proj{v}'],
+             maps[f'cam_rv{v}']) for v, side in ((1, 448), (2, 128))]
 
 
 def test_published_losses_match_golden(losses_golden):
     golden = losses_golden
-    maps = {name: golden[name].float().requires_grad_() for v in '12' for name in (f'cam{v}', f'cam_rv{v}', f'f_proj{v}')}
+    names = [f'{kind}{view}' for view in '12' for kind in ('cam', 'cam_rv', 'f_proj')]
+    maps = {name: golden[name].float().requires_grad_() for name in names}
     out = contrast_loss.losses(*published_views(maps), golden['label'])
-    names = {'loss_cls1': 'cls1', 'loss_cls2': 'cls2', 'loss_rvmin1': 'rvmin1', 'loss_rvmin2': 'rvmin2', 'loss_er': 'er',
-             'loss_ecr': 'ecr', 'loss_cross_nce': 'cross_prototype', 'loss_cross_nce2': 'cross_cam'}
+    names = {'loss_cls1': 'cls1', 'loss_cls2': 'cls2', 'loss_rvmin1': 'rvmin1', 'loss_rvmin2': 'rvmin2',
+             'loss_er': 'er', 'loss_ecr': 'ecr', 'loss_cross_nce': 'cross_prototype', 'loss_cross_nce2': 'cross_cam'}
     for theirs, ours in names.items():
         # 1e-3 for contrast: the background's top-k positions are ties (SPEC section 9, item 7).
         assert out[ours].item() == pytest.approx(golden[theirs].item(), rel=1e-3 if 'cross' in ours else 1e-4), ours
@@ -64,9 +72,10 @@ def test_published_intra_term_matches_golden_mean(losses_golden):
 
 OPTIONS = frame.Options(quick=True, device='cpu', threads=1)
 TINY = {
-    'contrast_loss': {'batch': 2, 'side': 16}, 'training_step': {'width': 1 / 16, 'crop': 64, 'batch': 2}, 'data_loading': {'images': 1},
-    'cam_inference': {'width': 1 / 16, 'size': (40, 52)}, 'cam_inference_large': {'width': 1 / 16, 'size': (40, 52)},
-    'crf': {'size': (40, 52)}, 'aff_prepare': {'size': (40, 52)}, 'affinity_labels': {'repeats': 1}, 'random_walk': {'size': (120, 160)},
+    'contrast_loss': {'batch': 2, 'side': 16}, 'training_step': {'width': 1 / 16, 'crop': 64, 'batch': 2},
+    'data_loading': {'images': 1}, 'cam_inference': {'width': 1 / 16, 'size': (40, 52)},
+    'cam_inference_large': {'width': 1 / 16, 'size': (40, 52)}, 'crf': {'size': (40, 52)},
+    'aff_prepare': {'size': (40, 52)}, 'affinity_labels': {'repeats': 1}, 'random_walk': {'size': (120, 160)},
     'random_walk_memory': {'size': (120, 160)}, 'curve': {'images': 2, 'size': (40, 52)},
     'deeplab': {'name': 'deeplabv1_resnet38', 'size': (40, 52), 'width': 1 / 16}, 'start_up': {},
 }
@@ -89,23 +98,50 @@ def test_published_network_matches_golden():
     net.load_state_dict(fill_state_dict(net.state_dict()))
     with torch.inference_mode():
         cam, cam_rv, f_proj, rvd = networks.contrast_forward(net, torch.from_numpy(golden['x']))
-    for ours, name in ((cam[:, :, ::4, ::4], 'cam'), (cam_rv[:, :, ::4, ::4], 'cam_rv'), (f_proj, 'f_proj'), (rvd, 'cam_rv_down')):
-        assert inputs.close(ours, golden[name], 1e-4)
+    outputs = {'cam': cam[:, :, ::4, ::4], 'cam_rv': cam_rv[:, :, ::4, ::4], 'f_proj': f_proj, 'cam_rv_down': rvd}
+    for name, output in outputs.items():
+        assert inputs.close(output, golden[name], 1e-4)
 
 
 def test_pairs_alternate_and_are_counted_per_image():
     calls = []
-    case = frame.Case(lambda: calls.append('ours'), lambda: calls.append('published'), None, count=2, published_share=0.5)
+    ours, published = (lambda: calls.append('ours')), (lambda: calls.append('published'))
+    case = frame.Case(ours, published, None, count=2, published_share=0.5)
     times = frame.alternate(case, 'cpu', least=3, most=10, budget=0)
     assert calls == ['ours', 'published'] * 3
     assert len(times['ours']['wall']) == len(times['published']['cpu']) == 3
 
 
 def test_memory_of_a_call_is_what_it_adds():
-    kept = np.ones(2 ** 22)
-    size, result = frame.first_call(lambda: np.ones(2 ** 23).sum() + kept[0], 'cpu')
+    code = ('import numpy as np; from benchmarks import frame; kept = np.ones(2 ** 22); '
+            "print(*frame.first_call(lambda: np.ones(2 ** 23).sum() + kept[0], 'cpu'))")
+    # In a process of its own, as the stages are: a kernel that takes idle pages back shrinks a large one meanwhile.
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    size, result = map(float, done.stdout.split())
     assert result == 2 ** 23 + 1
-    assert 2 ** 26 * 0.95 <= size < 2 ** 26 * 1.2  # pages freed elsewhere meanwhile count against it
+    assert 2 ** 26 * 0.75 <= size < 2 ** 26 * 1.25
+
+
+def test_growth_asks_for_sizes_that_the_stages_have():
+    for curve in growth.CURVES:
+        for _, sizes in curve.points + curve.ours_only:
+            inspect.signature(curve.setup).bind(OPTIONS, **sizes)
+
+
+def test_growth_of_more_classes(monkeypatch):
+    few = growth.Curve('eval', 'classes', step3.curve, growth.classes(images=1, size=(16, 24)))
+    monkeypatch.setattr(growth, 'CURVES', (few,))
+    curve = growth.measure_curve(0, OPTIONS)
+    assert [position for position, _ in curve['published']] == [21, 41]
+    assert set(curve['exponents']) == {'ours', 'published'}
+
+
+@pytest.mark.parametrize('work', cuda.WORK)
+def test_a_precision_of_the_sweep(work):
+    sizes = {'width': 1 / 16, 'crop': 64, 'batch': 2, 'precision': 'bf16, channels-last'}
+    for side in ('ours', 'published'):
+        speed, memory = cuda.measure(work, side, sizes, OPTIONS)
+        assert speed > 0 and memory >= 0
 
 
 def test_exponent_of_a_power_law():
@@ -130,15 +166,19 @@ def test_report_names_missed_aims_and_the_busy_machine(tmp_path):
     curve = growth.with_exponents({'title': 'CRF', 'axis': 'pixels', 'ours': [(1, 1.), (2, 4.)], 'published': []})
     for r in results:
         r['flops'] = 1e9
-    report.write(tmp_path, info, bench.STAGES, results, [curve], [])
+    sweep = [{'work': 'training step', 'batch': 8, 'precision': 'bf16', 'ours': 60., 'published': 30., 'floor': 90.,
+              'ours_memory': 2 ** 31, 'published_memory': float('nan')}]
+    report.write(tmp_path, info, bench.STAGES, results, [curve], sweep)
     text = (tmp_path / 'RESULTS.md').read_text()
     assert '30x: MISSED' in text and '1.3x: met' in text and 'busy machine' in text and 'Not measured: CUDA' in text
     assert '| Step 2, training | 84,656 |' in text
+    assert '| training step | 8 | bf16 | 60.0 | 30.0 | 90.0 | 2.00 | nan |' in text and 'needs 120.0' in text
     assert (tmp_path / 'results.png').stat().st_size and (tmp_path / 'growth.png').stat().st_size
 
 
 def test_command(tmp_path):
-    command = [sys.executable, 'benchmarks/bench.py', '--quick', '--stages', 'affinity_labels', '--threads', '1', '--out', str(tmp_path)]
+    command = [sys.executable, 'benchmarks/bench.py', '--quick', '--stages', 'affinity_labels', '--threads', '1',
+               '--out', str(tmp_path)]
     subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True, timeout=300)
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['stages'][0]['wall_ratio'] > 1

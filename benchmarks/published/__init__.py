@@ -1,1 +1,1 @@
-"""The published formulations, written anew from SPEC: what the benchmarks measure against and the tests compare with."""
+"""The published formulations, written anew from SPEC: what benchmarks measure against and tests compare with."""

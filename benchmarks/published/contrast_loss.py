@@ -18,15 +18,16 @@ def enlarge(maps, size):
 
 
 def losses(view1, view2, label, bg_threshold=0.20, small=(SMALL, SMALL)):
-    """All terms of a training step: {'cls1', 'cls2', 'rvmin1', 'rvmin2', 'er', 'ecr', 'cross_prototype', 'cross_cam', 'intra'}.
+    """All terms of a step: 'cls1', 'cls2', 'rvmin1', 'rvmin2', 'er', 'ecr', 'cross_prototype', 'cross_cam', 'intra'.
 
-    view1, view2: (cam, cam_rv, f_proj, rvd): cam and cam_rv (N, C, H, W) at the size of the view, f_proj (N, D, h, w) and
-    rvd = cam_rv (N, C, h, w) at stride 8. label (N, C − 1). The loss is cls = (cls1 + cls2)/2 + (rvmin1 + rvmin2)/2
+    view1, view2: (cam, cam_rv, f_proj, rvd): cam and cam_rv (N, C, H, W) at the size of the view, f_proj (N, D, h, w)
+    and rvd = cam_rv (N, C, h, w) at stride 8. label (N, C − 1). The loss is cls = (cls1 + cls2)/2 + (rvmin1 + rvmin2)/2
     plus the other five.
     """
     with_bg = torch.cat([torch.ones(len(label), 1, device=label.device), label], 1)[:, :, None, None]
     (cam1, rv1), (cam2, rv2) = view1[:2], view2[:2]
-    return seam_losses(cam1, rv1, cam2, rv2, with_bg, small) | contrast_losses(view1[2:], view2[2:], with_bg, bg_threshold)
+    out = seam_losses(cam1, rv1, cam2, rv2, with_bg, small)
+    return out | contrast_losses(view1[2:], view2[2:], with_bg, bg_threshold)
 
 
 def contrast_losses(view1, view2, with_bg, bg_threshold=0.20):

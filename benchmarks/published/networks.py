@@ -1,4 +1,4 @@
-"""The networks' forward passes and what surrounds them, as published: one image at a time, all channels, a dense PCM. SPEC sections 1, 4, 7.
+"""The networks' forward passes as published: one image at a time, all channels, a dense PCM. SPEC sections 1, 4, 7.
 
 They run on the modules of our networks, whose names are the published ones.
 """
@@ -82,12 +82,11 @@ def multi_scale_cams(net, pairs, label, size):
 
 
 def multi_scale_logits(net, images, size):
-    """The segmentation test's mean of logits. images: (3, h, w) per scale; image and mirror image pass one after the other."""
+    """The segmentation test's mean of logits. images: (3, h, w) per scale, then its mirror image by itself."""
     total = 0
     with torch.no_grad():
         for image in images:
             x = image[None]
-            straight = F.interpolate(net(x), size, mode='bilinear', align_corners=True)
-            mirrored = F.interpolate(torch.flip(net(torch.flip(x, [3])), [3]), size, mode='bilinear', align_corners=True)
-            total = total + straight + mirrored
+            straight, mirrored = net(x), torch.flip(net(torch.flip(x, [3])), [3])
+            total = total + enlarge(straight, size) + enlarge(mirrored, size)
     return (total / (2 * len(images)))[0]

@@ -1,4 +1,4 @@
-"""A training image of Step 1 from file to crop, as published: PIL and NumPy, the whole image normalised. SPEC section 3."""
+"""A training image of Step 1 from file to crop, as published: PIL, then NumPy on the whole image. SPEC section 3."""
 import random
 
 import numpy as np
@@ -24,7 +24,8 @@ def load(path, crop, low, high, jitter=(0.3, 0.3, 0.3, 0.1)):
 def resize_long(image, low, high):
     target = random.randint(low, high)
     width, height = image.size
-    size = (int(round(width * target / height)), target) if width < height else (target, int(round(height * target / width)))
+    scale = target / max(width, height)
+    size = int(round(width * scale)), int(round(height * scale))
     return image.resize(size, resample=Image.Resampling.BICUBIC)
 
 

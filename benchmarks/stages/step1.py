@@ -23,8 +23,9 @@ def output_maps(batch, device, num_classes=VOC.num_classes, sizes=(56, 16)):
 
 
 def contrast_loss(options, batch=8, num_classes=VOC.num_classes, side=56):
-    """All loss terms from the networks' outputs at stride 8, forward and backward. The published side enlarges them first, as
-    its network does."""
+    """All loss terms from the networks' outputs at stride 8, forward and backward. The published side enlarges them
+    first, as its network does.
+    """
     import torch
 
     from benchmarks.published import contrast_loss as published
@@ -35,13 +36,14 @@ def contrast_loss(options, batch=8, num_classes=VOC.num_classes, side=56):
     view, small = (8 * side, 8 * side), (128, 128)
 
     def ours():
-        terms = seam.terms((maps['cam1'], maps['cam_rv1'], view), (maps['cam2'], maps['cam_rv2'], small), label, present, small)
+        views = (maps['cam1'], maps['cam_rv1'], view), (maps['cam2'], maps['cam_rv2'], small)
+        terms = seam.terms(*views, label, present, small)
         terms |= contrast.terms((maps['f_proj1'], maps['cam_rv1']), (maps['f_proj2'], maps['cam_rv2']), label)
         return backward(weighted(terms), maps)
 
     def theirs():
-        views = [(published.enlarge(maps[f'cam{v}'], size), published.enlarge(maps[f'cam_rv{v}'], size), maps[f'f_proj{v}'],
-                  maps[f'cam_rv{v}']) for v, size in (('1', view), ('2', small))]
+        views = [(published.enlarge(maps[f'cam{v}'], size), published.enlarge(maps[f'cam_rv{v}'], size),
+                  maps[f'f_proj{v}'], maps[f'cam_rv{v}']) for v, size in (('1', view), ('2', small))]
         return backward(merged(published.losses(*views, label)), maps)
 
     def check(a, b):
@@ -74,7 +76,9 @@ def merged(losses):
 
 
 def same_terms(ours, published):
-    """Words for the largest relative difference of the loss terms; the intra term samples pixels, so it is compared loosely."""
+    """Words for the largest relative difference of the loss terms; the intra term samples pixels, so it is compared
+    loosely.
+    """
     worst = {}
     for name, value in published.items():
         tolerance = {'intra': 0.05, 'cross_prototype': 1e-3, 'cross_cam': 1e-3}.get(name, 1e-4)
@@ -98,7 +102,8 @@ def training_step(options, width=1 / 8, crop=224, batch=8, precision='float32'):
     image, label, small = torch.randn(batch, 3, crop, crop).to(device), inputs.labels(batch), (128, 128)
     nets = {side: placed(inputs.network(Net, width=width), device, how).train()
             for side, how in (('ours', precision), ('published', 'float32'))}
-    optimizers = {side: torch.optim.SGD(parameter_groups(net, 0.01, 5e-4), lr=0.01, momentum=5e-4) for side, net in nets.items()}
+    optimizers = {side: torch.optim.SGD(parameter_groups(net, 0.01, 5e-4), lr=0.01, momentum=5e-4)
+                  for side, net in nets.items()}
 
     def step(side, terms):
         total = sum(terms.values())
@@ -129,13 +134,13 @@ def training_step(options, width=1 / 8, crop=224, batch=8, precision='float32'):
     def check(a, b):
         return same_terms({name: term.item() for name, term in a.items()}, b)
 
-    flops = inputs.flops_of(ours)
-    nets['published'].load_state_dict(nets['ours'].state_dict())  # counting made a step
-    return Case(ours, theirs, check, count=batch, flops=flops)
+    return Case(ours, theirs, check, count=batch, flops=lambda: inputs.flops_of(ours))
 
 
 def placed(net, device, precision):
-    """A network on its device in the layout that `precision` (benchmarks.cuda.PRECISIONS) names, its `maps` perhaps compiled."""
+    """A network on its device in the layout that `precision` (benchmarks.cuda.PRECISIONS) names, its `maps` perhaps
+    compiled.
+    """
     import torch
     net = net.to(device, memory_format=torch.channels_last if 'channels-last' in precision else torch.preserve_format)
     if 'compiled' in precision:
@@ -144,7 +149,9 @@ def placed(net, device, precision):
 
 
 def data_loading(options, images=20):
-    """A JPEG file → a normalised, augmented crop of 448, in one process; the long side always 608, the mean of what is drawn."""
+    """A JPEG file → a normalised, augmented crop of 448, in one process; the long side always 608, the mean of what is
+    drawn.
+    """
     import torch
     from PIL import Image
     from torchvision.transforms import v2
@@ -164,11 +171,13 @@ def data_loading(options, images=20):
         return [published.load(path, 448, 608, 608) for _ in range(images)]
 
     def check(a, b):
-        """The two draw differently, so they are compared on a square photo whose side leaves only the mirror to chance; the
-        colours are compared one by one in tests/test_benchmarks.py."""
+        """The two draw differently, so they are compared on a square photo whose side leaves only the mirror to chance;
+        the colours are compared one by one in tests/test_benchmarks.py.
+        """
         square = f'{folder.name}/square.jpg'
         Image.fromarray(inputs.photo(300, 300)).save(square, quality=95)
-        plain = v2.Compose([t for t in transforms.classification_train(448, 448, 448).transforms if not isinstance(t, v2.ColorJitter)])
+        steps = transforms.classification_train(448, 448, 448).transforms
+        plain = v2.Compose([step for step in steps if not isinstance(step, v2.ColorJitter)])
         random.seed(0)
         pictures = [published.load(square, 448, 448, 448, jitter=(0, 0, 0, 0)) for _ in range(8)]  # of both kinds
         mine = plain(Image.fromarray(files.read_image(square)))
@@ -206,7 +215,7 @@ def cam_inference(options, width=1.0, size=inputs.SIZE):
     def check(a, b):
         return inputs.close(a, np.stack([b[k] for k in sorted(b)]), 1e-4, 'CAMs')
 
-    return Case(ours, theirs, check, flops=inputs.flops_of(ours))
+    return Case(ours, theirs, check, flops=lambda: inputs.flops_of(ours))
 
 
 def batch_of_cams(options, width=1.0, crop=448, batch=8, precision='float32'):
@@ -230,18 +239,21 @@ def batch_of_cams(options, width=1.0, crop=448, batch=8, precision='float32'):
         with torch.no_grad():
             return contrast_forward(published_net, image)[1]
 
-    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'CAMs'), count=batch, flops=inputs.flops_of(ours))
+    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'CAMs'), count=batch,
+                flops=lambda: inputs.flops_of(ours))
 
 
 STAGES = [
-    Stage('contrast_loss', 'losses of Step 1, forward + backward, batch 8', contrast_loss, quick={'batch': 2}, aim=5, on_device=True),
-    Stage('training_step', 'training step, width 1/8, crop 224, batch 8', training_step, quick={'crop': 112, 'batch': 4}, aim=1.3,
-          on_device=True),
+    Stage('contrast_loss', 'losses of Step 1, forward + backward, batch 8', contrast_loss, quick={'batch': 2},
+          aim=5, aim_text='then 8x', on_device=True),
+    Stage('training_step', 'training step, width 1/8, crop 224, batch 8', training_step,
+          quick={'crop': 112, 'batch': 4}, aim=1.3, on_device=True),
     Stage('data_loading', 'loading a training image', data_loading, quick={'images': 5}, aim=1.5),
-    Stage('cam_inference', 'multi-scale CAMs, width 1, photo 120x160', cam_inference, {'size': (120, 160)}, {'size': (60, 80)}, aim=1.3,
-          limit='On a CPU nine tenths of both sides are the same convolutions, which run at the rate of the machine (compare the floor).',
-          on_device=True),
+    Stage('cam_inference', 'multi-scale CAMs, width 1, photo 120x160', cam_inference, {'size': (120, 160)},
+          {'size': (60, 80)}, aim=1.3, on_device=True,
+          limit='On a CPU most of both sides are the same convolutions, which run at the rate of the machine '
+                '(compare the floor).'),
     # The PCM's affinity matrix, which decides the peak, does not depend on the width.
-    Stage('cam_inference_large', 'multi-scale CAMs, width 1/8, photo 375x500', cam_inference, {'width': 1 / 8}, {'size': (150, 200)},
-          memory_aim=0.5, on_device=True),
+    Stage('cam_inference_large', 'multi-scale CAMs, width 1/8, photo 375x500', cam_inference, {'width': 1 / 8},
+          {'size': (150, 200)}, memory_aim=0.5, on_device=True),
 ]

@@ -12,8 +12,9 @@ from voc12.classes import IGNORE, VOC
 
 
 def crf_bytes(labels, pixels, iterations=10):
-    """Least traffic of mean field: each iteration takes each label's map through a lattice of 2 and one of 5 dimensions, with
-    d + 1 corners a pixel, written and read once, float32."""
+    """Least traffic of mean field: each iteration takes each label's map through a lattice of 2 and one of 5
+    dimensions, with d + 1 corners a pixel, written and read once, float32.
+    """
     return iterations * labels * pixels * 4 * 2 * (3 + 6)
 
 
@@ -49,7 +50,8 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
     classes, cams = inputs.cams(height, width)
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)
-    out = {side: {alpha: files.out_dir(root / side / f'{alpha:.2f}', '--out_crf') for alpha in alphas} for side in ('ours', 'published')}
+    out = {side: {alpha: files.out_dir(root / side / f'{alpha:.2f}', '--out_crf') for alpha in alphas}
+           for side in ('ours', 'published')}
     Image.fromarray(photo).save(root / 'photo.jpg', quality=95)
     files.save_npy(root / 'photo.npy', dict(zip(classes.tolist(), cams)))
 
@@ -72,12 +74,12 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
             labels, scores = read_probabilities(out['ours'][alpha] / 'photo.npy')
             whole = np.load(out['published'][alpha] / 'photo.npy')
             shares.append(inputs.alike(labels[scores.argmax(0)], whole.argmax(0), what=f'alpha {alpha:g}'))
+        disk = {side: sum(path.stat().st_size for path in (root / side).rglob('*.npy')) for side in out}
+        case.extra['disk, ours over published'] = disk['ours'] / disk['published']
         return ', '.join(shares)
 
-    ours(), theirs()
-    disk = {side: sum(path.stat().st_size for path in (root / side).rglob('*.npy')) for side in out}
-    extra = {'disk, ours over published': disk['ours'] / disk['published']}
-    return Case(ours, theirs, check, bytes=2 * crf_bytes(len(classes) + 2, height * width), single_core=True, extra=extra)
+    case = Case(ours, theirs, check, bytes=2 * crf_bytes(len(classes) + 2, height * width), single_core=True)
+    return case
 
 
 def affinity_labels(options, repeats=10):
@@ -114,7 +116,8 @@ def affinity_labels(options, repeats=10):
             assert (mine[0].numpy() == (other > 0)).all()
         return inputs.alike(a[0], b[0], 1, 'cells and pairs')
 
-    return Case(ours, theirs, check, count=repeats, bytes=sum(m.nbytes for m in maps) + 3 * 34 * 52 * 48, single_core=True)
+    return Case(ours, theirs, check, count=repeats, single_core=True,
+                bytes=repeats * (sum(m.nbytes for m in maps) + 3 * 34 * 52 * 48))
 
 
 def random_walk(options, size=inputs.SIZE, logt=6):
@@ -134,14 +137,15 @@ def random_walk(options, size=inputs.SIZE, logt=6):
         return dense_walk(scores, affinity, 8, logt)
 
     nonzero = 69 * height * width
-    # A step reads 12 bytes an entry (value, column) and the maps; the published side's floor is that of its matrix products.
-    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'walked scores'), flops=2 * 3 * nonzero * 2 ** logt,
-                bytes=12 * nonzero * 2 ** logt, single_core=True)
+    # A step reads 12 bytes an entry (value and column).
+    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'walked scores'), single_core=True,
+                flops=lambda: 2 * 3 * nonzero * 2 ** logt, bytes=12 * nonzero * 2 ** logt)
 
 
 def random_walk_memory(options, size):
-    """Dense: the matrix of all cells, its power and its division by the column sums, without the six squarings, each of which
-    needs a further matrix beside the one it squares."""
+    """Dense: the matrix of all cells, its power and its division by the column sums, without the six squarings, each of
+    which needs a further matrix beside the one it squares.
+    """
     case = random_walk(options, size)
     case.published = random_walk(options, size, logt=0).published
     cells = math.prod(-(-side // 8) for side in size)
@@ -151,9 +155,11 @@ def random_walk_memory(options, size):
 
 STAGES = [
     Stage('crf', 'CRF of a seed, 375x500, 2 classes, one core', crf, quick={'size': (150, 200)}, aim=2.3),
-    Stage('aff_prepare', 'aff_prepare, two alphas, 375x500', aff_prepare, quick={'size': (150, 200)}, aim=3, aim_text='disk at most 1/8'),
+    Stage('aff_prepare', 'aff_prepare, two alphas, 375x500', aff_prepare, quick={'size': (150, 200)}, aim=3,
+          aim_text='disk at most 0.125'),
     Stage('affinity_labels', 'affinity labels of a crop of 448', affinity_labels, aim=3),
     Stage('random_walk', 'random walk, 375x500', random_walk, quick={'size': (250, 334)}, aim=30),
-    Stage('random_walk_memory', 'random walk, 1000x1000, memory only (dense: the matrix, no squaring)', random_walk_memory,
-          {'size': (1000, 1000)}, {'size': (500, 667)}, aim_text='ours under 1 GiB, dense over 2 GiB', timed=False),
+    Stage('random_walk_memory', 'random walk, 1000x1000, memory only (dense: the matrix, no squaring)',
+          random_walk_memory, {'size': (1000, 1000)}, {'size': (500, 667)}, timed=False,
+          aim_text='ours under 1 GiB, dense over 2 GiB'),
 ]

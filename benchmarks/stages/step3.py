@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import inputs
 from benchmarks.frame import Case, Stage
 from tool.cli import REPO
-from voc12.classes import IGNORE, VOC
+from voc12.classes import IGNORE, VOC, ClassSet
 
 
 def deeplab(options, size, name='deeplabv2_resnet101', width=1.0):
@@ -24,7 +24,8 @@ def deeplab(options, size, name='deeplabv2_resnet101', width=1.0):
     from voc12 import segmentation_data as data
     device = torch.device(options.device)
     config = configs.Config()
-    net = cli.place(inputs.network(networks.build, name=name, num_classes=VOC.num_classes, width=width), device, 'off').eval()
+    net = inputs.network(networks.build, name=name, num_classes=VOC.num_classes, width=width)
+    net = cli.place(net, device, 'off').eval()
     image = data.normalise(inputs.photo(*size))
     scaled = [data.at_scale(image, scale) for scale in inference.scales_of(config.TEST_MULTISCALE)]
     order = [inference.scales_of(config.TEST_MULTISCALE).index(scale) for scale in config.TEST_MULTISCALE]
@@ -35,10 +36,10 @@ def deeplab(options, size, name='deeplabv2_resnet101', width=1.0):
     def theirs():
         return multi_scale_logits(net, [scaled[k].to(device) for k in order], size).cpu()
 
-    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'logits'), flops=inputs.flops_of(ours))
+    return Case(ours, theirs, lambda a, b: inputs.close(a, b, 1e-4, 'logits'), flops=lambda: inputs.flops_of(ours))
 
 
-def write_images(folder, images, size, num_foreground=VOC.num_foreground):
+def write_images(folder, images, size, num_foreground):
     """Write synthetic CAMs (one to three classes) and ground truth of `size` (H, W) under `folder`. Returns the ids."""
     from tool import files
     rng = np.random.default_rng(0)
@@ -53,21 +54,24 @@ def write_images(folder, images, size, num_foreground=VOC.num_foreground):
     return ids
 
 
-def curve(options, images=200, size=inputs.SIZE):
-    """eval.py --curve on files: 60 background scores. The published side makes the same pass for each; some of them are timed."""
+def curve(options, images=200, size=inputs.SIZE, num_classes=VOC.num_classes):
+    """eval.py --curve on files: 60 background scores. The published side makes the same pass for each; some of them are
+    timed.
+    """
     from benchmarks.published import curve as published
     from tool.evaluation import evaluate
     from tool.metrics import CURVE
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)
-    ids = write_images(root, images, size)
+    classes = ClassSet('numbered', tuple(f'class {k}' for k in range(1, num_classes)))
+    ids = write_images(root, images, size, classes.num_foreground)
     some = CURVE[::30]
 
     def ours(_=folder):
-        return evaluate(ids, root / 'cam', root / 'gt', VOC, 'npy', CURVE).miou
+        return evaluate(ids, root / 'cam', root / 'gt', classes, 'npy', CURVE).miou
 
     def theirs():
-        return published.curve(ids, root / 'cam', root / 'gt', VOC.num_classes, some)
+        return published.curve(ids, root / 'cam', root / 'gt', num_classes, some)
 
     read = images * size[0] * size[1] * (2 * 4 + 1)
     return Case(ours, theirs, lambda a, b: inputs.close(a[::30], b, 1e-6, 'mIoU'), bytes=read, single_core=True,
@@ -75,11 +79,14 @@ def curve(options, images=200, size=inputs.SIZE):
 
 
 def start_up(options):
-    """`contrast_train.py --help`. Published: torch, torchvision and the networks are imported before the flags are read."""
+    """`contrast_train.py --help`. Published: torch, torchvision and the networks are imported before the flags are
+    read.
+    """
     script = 'import torch, torchvision, numpy, PIL, scipy.sparse; from torch.utils.tensorboard import SummaryWriter'
 
     def ours():
-        return subprocess.run([sys.executable, REPO / 'contrast_train.py', '--help'], check=True, capture_output=True).stdout
+        command = [sys.executable, REPO / 'contrast_train.py', '--help']
+        return subprocess.run(command, check=True, capture_output=True).stdout
 
     def theirs():
         subprocess.run([sys.executable, '-c', script], check=True, capture_output=True)
@@ -92,8 +99,9 @@ def start_up(options):
 
 
 STAGES = [
-    Stage('curve', 'eval.py --curve, 60 scores, 200 images of 375x500', curve, quick={'images': 20, 'size': (188, 250)}, aim=30),
-    Stage('deeplab', 'DeepLab v2 multi-scale test, photo 120x160', deeplab, {'size': (120, 160)}, {'size': (60, 80)}, aim=1.2,
-          on_device=True),
+    Stage('curve', 'eval.py --curve, 60 scores, 200 images of 375x500', curve,
+          quick={'images': 20, 'size': (188, 250)}, aim=30),
+    Stage('deeplab', 'DeepLab v2 multi-scale test, photo 120x160', deeplab, {'size': (120, 160)}, {'size': (60, 80)},
+          aim=1.2, on_device=True),
     Stage('start_up', 'contrast_train.py --help', start_up, aim_text='under 1 s'),
 ]
