@@ -144,7 +144,7 @@ def test_top_share_of_the_cross_regularisation_cuts():
     difference = (published.max_onehot(published.background_first(target)) - rv).abs().flatten()
     top = difference.sort(descending=True).values[:int(VOC.num_classes * 20 * 16 * 0.2)]
     assert len(top) < len(difference)
-    torch.testing.assert_close(seam.cross_regularisation(target, rv, VOC.num_classes), top.mean())
+    torch.testing.assert_close(seam.cross_regularisation(target[:, 1:], rv, VOC.num_classes), top.mean())
 
 
 def test_contrast_gives_the_maps_no_gradient():

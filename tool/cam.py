@@ -11,10 +11,14 @@ def resize(maps, size):
 
 
 def max_norm(cam):
-    """ReLU, then each map stretched from its minimum to its maximum: 0..1. SPEC section 3, `maxnorm`."""
-    cam = F.relu(cam)
-    low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
-    return F.relu(cam - low - EPSILON) / (high - low + EPSILON)
+    """ReLU, then each map stretched from its minimum to its maximum: 0..1. SPEC section 3, `maxnorm`.
+
+    Written so that little is kept and passed over again for the gradient: the ReLU that follows the subtraction also
+    does the first one's work, and as published the extremes' gradient goes to one pixel each.
+    """
+    pixels = cam.flatten(2)
+    low, high = (F.relu(extreme.values)[..., None] for extreme in (pixels.min(2, True), pixels.max(2, True)))
+    return F.relu(cam - (low + EPSILON)) * (1 / (high - low + EPSILON))
 
 
 def score_norm(cam):

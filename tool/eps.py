@@ -27,7 +27,7 @@ def explained(cam, saliency, present, tau):
     A class is valid where more than `tau` of its pixels are salient. saliency here (N, 1, h, w).
     """
     # Only the present channels are added up; absent classes count through the softmax's denominator.
-    score = seam.take(cam.softmax(1), present) * present.mask                                     # (N, K, h, w)
+    score = seam.take(cam.softmax(1), present)                                                    # (N, K, h, w)
     with torch.no_grad():
         inside = score.round()
         share = (inside * saliency.round()).sum((2, 3), keepdim=True) / (inside + 1e-4).sum((2, 3), keepdim=True)

@@ -31,8 +31,8 @@ def present_channels(label):
 
 
 def take(maps, present):
-    """The present channels of maps (N, C, h, w): (N, K, h, w); padding slots repeat the background."""
-    return maps.gather(1, present.index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+    """The present channels of maps (N, C, h, w): (N, K, h, w); padding slots are zero, which no term sees."""
+    return maps.gather(1, present.index[:, :, None, None].expand(-1, -1, *maps.shape[2:])) * present.mask
 
 
 def classification_loss(cam, label, size):
@@ -52,13 +52,13 @@ def _interpolation_mean(small, large, like):
     return F.interpolate(unit, large, mode='linear', align_corners=True)[0].mean(1)
 
 
-def rvmin_loss(rv, present):
+def rvmin_loss(rv):
     """Adaptive min pooling: mean of the ReLU of the lowest quarter of pixels of the strongest foreground map.
 
-    rv (N, K, H, W): revised CAMs of the present channels at view size. Keeps revised CAMs from lighting up everywhere.
+    rv (N, K − 1, H, W): revised CAMs of the present classes at view size. Keeps them from lighting up everywhere.
     """
     # Absent classes are zero in the published product with the label, hence the ReLU before the quarter is chosen.
-    strongest = F.relu((rv * present.mask)[:, 1:].amax(1)).flatten(1)
+    strongest = F.relu(rv.max(1).values).flatten(1)
     lowest = strongest.topk(strongest.shape[1] // 4, largest=False, sorted=False).values
     return lowest.mean()
 
@@ -66,10 +66,11 @@ def rvmin_loss(rv, present):
 def cross_regularisation(target, rv, num_channels, share=0.2):
     """ECR of one direction: the mean of the largest `share` of |onehot(target) − rv| per image.
 
-    target (N, K, h, w): normalised CAMs of the other view, no gradient. rv (N, K, h, w): normalised revised CAMs.
+    target (N, K − 1, h, w): normalised foreground CAMs of the other view, no gradient. rv (N, K, h, w): normalised
+    revised CAMs, background first.
     The share is taken of all num_channels·h·w entries; those of absent channels are zero.
     """
-    difference = (winner_take_all(target.detach()[:, 1:]) - rv).abs().flatten(1)
+    difference = (winner_take_all(target.detach()) - rv).abs().flatten(1)
     k = int(num_channels * target.shape[2] * target.shape[3] * share)
     if difference.shape[1] > k:
         difference = difference.topk(k, sorted=False).values
@@ -86,11 +87,11 @@ def terms(view1, view2, label, present, common):
     normalised = []
     for cam, rv, size in (view1, view2):
         out['cls'] = out['cls'] + classification_loss(cam, label, size) / 2
-        cam, rv = (resize(take(m, present), size) for m in (cam, rv))
-        out['rvmin'] = out['rvmin'] + rvmin_loss(rv, present) / 2
-        normalised += [resize(max_norm(m), common) * present.mask for m in (cam, rv)]
+        cam, rv = resize(take(cam, present)[:, 1:], size), resize(take(rv, present), size)
+        out['rvmin'] = out['rvmin'] + rvmin_loss(rv[:, 1:]) / 2
+        normalised += [resize(max_norm(m), common) for m in (cam, rv)]
     cam1, rv1, cam2, rv2 = normalised
     channels = view1[0].shape[1]
-    out['er'] = (cam1 - cam2)[:, 1:].abs().sum() / (len(label) * (channels - 1) * common[0] * common[1])
+    out['er'] = (cam1 - cam2).abs().sum() / (len(label) * (channels - 1) * common[0] * common[1])
     out['ecr'] = cross_regularisation(cam2, rv1, channels) + cross_regularisation(cam1, rv2, channels)
     return out
