@@ -11,6 +11,7 @@ import numpy as np
 
 from tool.cli import UserError
 
+IMPOSSIBLE = 60.  # energy of a label that fills a place: exp(−60) is nothing beside 1, and no denormal number yet
 CLIP = 1e-5  # probabilities below it count as it before the logarithm, as in pydensecrf's unary_from_softmax
 
 
@@ -83,34 +84,49 @@ def _infer(image, unaries, absent_energy, absent, settings):
     """Mean field for each of `unaries` (A, K, H, W), with one representative of `absent` labels of constant energy.
 
     Returns float32 (A, K or K + 1, H, W): the representative, where absent > 0, comes last.
+
+    All A go through the lattices at once, as A groups of labels whose marginals are brought to sum 1 by themselves after
+    every iteration: two then cost a quarter more than one.
     """
     count, labels, height, width = unaries.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
         raise ValueError(f'image {image.shape} {image.dtype} does not fit label maps of {(height, width)}')
     compat = np.ones(labels, np.float32)
     if absent:
-        representative = np.full((count, 1, height, width), absent_energy - np.log(absent), np.float32)
-        unaries = np.concatenate([unaries, representative], axis=1)
         compat = np.append(compat, np.float32(1 / absent))
+    # The lattices take labels by four: a third with an impossible fourth beside it is quicker than three.
+    group = len(compat) if len(compat) < 3 else -4 * (-len(compat) // 4)
+    energies = np.full((count, group, height * width), IMPOSSIBLE, np.float32)
+    energies[:, :labels] = unaries.reshape(count, labels, -1)
+    energies[:, labels:len(compat)] = absent_energy - np.log(max(absent, 1))
+    compat = np.tile(np.pad(compat, (0, group - len(compat))), count)
     # Negative: pydensecrf turns a single number w into the Potts term −w, but takes a vector as it stands.
     position, appearance = _features(image, settings)
     field = _densecrf()(height * width, len(compat))
     field.addPairwiseEnergy(position, compat=-settings.gaussian_compat * compat)
     field.addPairwiseEnergy(appearance, compat=-settings.bilateral_compat * compat)
-    marginals = np.empty(unaries.shape, np.float32)
-    for unary, result in zip(unaries, marginals):
-        field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(compat), -1)))
-        result[:] = np.asarray(field.inference(settings.iterations)).reshape(result.shape)
-    return marginals
+    field.setUnaryEnergy(energies.reshape(len(compat), -1))
+    state = field.startInference()
+    marginals = np.asarray(state[0]).T.reshape(-1, group)  # a view, which each step overwrites
+    ones = np.ones((group, group), np.float32)
+    for iteration in range(settings.iterations + 1):
+        if iteration:
+            field.stepInference(*state)
+        if count > 1:
+            marginals /= marginals @ ones  # the product: each group's sum, once for each of its labels
+    marginals = marginals.reshape(height, width, count, group)[..., :labels + (absent > 0)]
+    return np.ascontiguousarray(marginals.transpose(2, 3, 0, 1))
 
 
 def _features(image, settings):
     """The kernels' feature vectors per pixel: position (2, H·W) and position with colour (5, H·W), float32."""
-    rows, columns = np.indices(image.shape[:2]).reshape(2, -1)
+    height, width = image.shape[:2]
+    columns, rows = np.tile(np.arange(width, dtype=np.float32), height), np.arange(height, dtype=np.float32).repeat(width)
     position = np.stack([columns, rows] if settings.axes == 'xy' else [rows, columns])
-    colour = image.reshape(-1, 3).T / settings.bilateral_srgb
-    appearance = np.concatenate([position / settings.bilateral_sxy, colour])
-    return (position / settings.gaussian_sxy).astype(np.float32), appearance.astype(np.float32)
+    appearance = np.empty((5, height * width), np.float32)
+    np.divide(position, np.float32(settings.bilateral_sxy), out=appearance[:2])
+    np.divide(image.reshape(-1, 3).T, np.float32(settings.bilateral_srgb), out=appearance[2:])
+    return position / np.float32(settings.gaussian_sxy), appearance
 
 
 def _densecrf():
