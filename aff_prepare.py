@@ -67,6 +67,8 @@ def prepare(name, images, cam_dir, folders, iterations, convert_rgb, overwrite):
     labels = [0, *(classes + 1).tolist()]
     settings = replace(crf.AFFINITY, iterations=iterations)
     refined = crf.refine_labels(image, label_maps, labels, VOC.num_classes, settings)
+    # Below float16's normal range a number takes ten times as long to convert, and is nothing beside the label's own.
+    refined[refined < np.finfo(np.float16).smallest_normal] = 0
     for folder, probabilities in zip(folders.values(), refined):
         path = folder / f'{name}.npy'
         if overwrite or not path.exists():
