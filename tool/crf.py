@@ -1,9 +1,8 @@
 """The dense CRF of all stages (Krähenbühl and Koltun, NIPS 2011), on pydensecrf. SPEC sections 4, 6, 7. No torch here.
 
 Labels whose unary energy is the same at every pixel are exchangeable: mean field gives them the same marginals. So
-the m labels that occur nowhere are carried as ONE representative whose marginal is their sum q = Σ q_a = m·q_a: its
-unary energy is log m lower (m equal terms of the normaliser), and it feels 1/m of its own messages (each of the m
-labels feels K·q_a = K·q / m). The marginals are those of the full CRF, at the cost of the labels that do occur.
+the m labels that occur nowhere are carried as ONE of them, which counts m times in the normaliser. The marginals are
+those of the full CRF, at the cost of the labels that do occur.
 """
 from dataclasses import dataclass
 
@@ -59,10 +58,9 @@ def refine_labels(image, label_maps, classes, num_classes, settings, gt_prob=0.7
     unaries = np.full((len(label_maps), len(occurring), *label_maps.shape[1:]), other, np.float32)
     unaries[label_maps[:, None] == occurring[:, None, None]] = -np.log(gt_prob)
     marginals = _infer(image, unaries, other, absent, settings)
-    # A wanted label that occurs nowhere has its share of the representative, which comes last.
-    share = marginals[:, -1] / max(absent, 1)
     place = {label: i for i, label in enumerate(occurring.tolist())}
-    return np.stack([marginals[:, place[c]] if c in place else share for c in np.asarray(classes).tolist()], axis=1)
+    # Last comes the one that stands for those that occur nowhere.
+    return np.stack([marginals[:, place.get(c, -1)] for c in np.asarray(classes).tolist()], axis=1)
 
 
 def refine_probabilities(image, probabilities, settings, absent=0):
@@ -81,40 +79,36 @@ def label_map(probabilities, classes):
 
 
 def _infer(image, unaries, absent_energy, absent, settings):
-    """Mean field for each of `unaries` (A, K, H, W), with one representative of `absent` labels of constant energy.
+    """Mean field for each of `unaries` (A, K, H, W), with one label of constant energy that stands for `absent` ones.
 
-    Returns float32 (A, K or K + 1, H, W): the representative, where absent > 0, comes last.
+    Returns float32 (A, K or K + 1, H, W): that label's own marginal, where absent > 0, comes last.
 
-    All A go through the lattices at once, as A groups of labels whose marginals are brought to sum 1 by themselves after
-    every iteration: two then cost a quarter more than one.
+    All A go through the lattices at once, as A groups of labels that are normalised by themselves after every iteration:
+    two then cost a quarter more than one.
     """
     count, labels, height, width = unaries.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
         raise ValueError(f'image {image.shape} {image.dtype} does not fit label maps of {(height, width)}')
-    compat = np.ones(labels, np.float32)
-    if absent:
-        compat = np.append(compat, np.float32(1 / absent))
-    # The lattices take labels by four: a third with an impossible fourth beside it is quicker than three.
-    group = len(compat) if len(compat) < 3 else -4 * (-len(compat) // 4)
+    carried = labels + (absent > 0)
+    group = carried if carried < 3 else -4 * (-carried // 4)  # the lattices take labels by four: three are slower
     energies = np.full((count, group, height * width), IMPOSSIBLE, np.float32)
+    energies[:, :carried] = absent_energy
     energies[:, :labels] = unaries.reshape(count, labels, -1)
-    energies[:, labels:len(compat)] = absent_energy - np.log(max(absent, 1))
-    compat = np.tile(np.pad(compat, (0, group - len(compat))), count)
-    # Negative: pydensecrf turns a single number w into the Potts term −w, but takes a vector as it stands.
     position, appearance = _features(image, settings)
-    field = _densecrf()(height * width, len(compat))
-    field.addPairwiseEnergy(position, compat=-settings.gaussian_compat * compat)
-    field.addPairwiseEnergy(appearance, compat=-settings.bilateral_compat * compat)
-    field.setUnaryEnergy(energies.reshape(len(compat), -1))
+    field = _densecrf()(height * width, count * group)
+    field.addPairwiseEnergy(position, compat=settings.gaussian_compat)
+    field.addPairwiseEnergy(appearance, compat=settings.bilateral_compat)
+    field.setUnaryEnergy(energies.reshape(count * group, -1))
     state = field.startInference()
-    marginals = np.asarray(state[0]).T.reshape(-1, group)  # a view, which each step overwrites
-    ones = np.ones((group, group), np.float32)
+    marginals = np.asarray(state[0]).T.reshape(-1, group)  # a view: every step writes it
+    members = np.zeros((group, group), np.float32)
+    members[:carried] = absent
+    members[:labels] = 1
     for iteration in range(settings.iterations + 1):
         if iteration:
             field.stepInference(*state)
-        if count > 1:
-            marginals /= marginals @ ones  # the product: each group's sum, once for each of its labels
-    marginals = marginals.reshape(height, width, count, group)[..., :labels + (absent > 0)]
+        marginals /= marginals @ members  # the product: a group's sum, once for each of its labels
+    marginals = marginals.reshape(height, width, count, group)[..., :carried]
     return np.ascontiguousarray(marginals.transpose(2, 3, 0, 1))
 
 
