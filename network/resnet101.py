@@ -2,6 +2,8 @@
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from network.layout import blocked, plain
+
 
 class ResNet101(ResNet):
     """torchvision's ResNet-101 without its classifier, layer3 and layer4 dilated by 2 and 4.
@@ -33,10 +35,11 @@ class ResNet101(ResNet):
 
     def features(self, x):
         """Image x (N, 3, H, W), ImageNet-normalised → {'layer1' (stride 4), 'layer2' to 'layer4' (stride 8)}."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(blocked(x, self)))))
         taps = {}
         for name in self.channels:
-            x = taps[name] = getattr(self, name)(x)
+            x = getattr(self, name)(x)
+            taps[name] = plain(x)
         return taps
 
     def forward(self, x):

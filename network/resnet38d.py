@@ -2,6 +2,8 @@
 import torch.nn.functional as F
 from torch import nn
 
+from network.layout import blocked, plain
+
 
 def scaled(channels, width):
     """A channel count scaled by the width factor: whole, at least 1."""
@@ -98,12 +100,12 @@ class ResNet38(nn.Module):
         """
         taps = {}
         tapped = {'b4': 'conv3', 'b5': 'conv4', 'b6': 'conv5'}
-        x = self.conv1a(x)
+        x = self.conv1a(blocked(x, self))
         for name, block in self.blocks():
             x, activated = block(x)
             if name in tapped:
-                taps[tapped[name]] = activated
-        taps['conv6'] = F.relu(self.bn7(x))
+                taps[tapped[name]] = plain(activated)
+        taps['conv6'] = plain(F.relu(self.bn7(x)))
         return taps
 
     def blocks(self):

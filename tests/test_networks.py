@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from network import resnet38_contrast, weights
+from network.layout import blocked
 from network.resnet38_contrast import Net, revise
 from network.resnet38d import FrozenResNet38, width_of
 from tool.training import parameter_groups
@@ -191,3 +192,20 @@ def test_groups_hold_every_trained_parameter_once(tiny):
     assert sorted(members) == sorted(id(p) for p in tiny.parameters() if p.requires_grad)
     new = {id(p) for key, p in tiny.named_parameters() if layer(key) in ('fc8', 'fc_proj', *PCM)}
     assert {id(p) for p in groups[1]['params']} == new
+
+
+def test_inference_on_a_cpu_runs_in_blocks_and_training_does_not(tiny):
+    x = torch.randn(2, 3, 40, 48)
+    net = tiny.eval()
+    with torch.inference_mode():
+        assert blocked(x, net).is_mkldnn == torch.backends.mkldnn.is_available()
+        assert all(not tap.is_mkldnn for tap in net.features(x).values())
+        in_blocks = net.maps(x)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert not blocked(x, net).is_mkldnn
+        assert not blocked(x.double(), net).is_mkldnn
+        assert not blocked(x, net.train()).is_mkldnn
+    net.eval()
+    assert not blocked(x, net).is_mkldnn  # gradients
+    for ours, usual in zip(in_blocks, net.maps(x)):
+        torch.testing.assert_close(ours, usual, rtol=1e-5, atol=1e-5 * usual.abs().max().item())

@@ -39,6 +39,18 @@ def resnet38(net, x):
     return conv4, conv5, F.relu(net.bn7(x))
 
 
+def deeplab_forward(net, x):
+    """A DeepLab: logits (N, C, H, W). The head is the network's own."""
+    backbone = net.backbone
+    if hasattr(backbone, 'conv1a'):
+        features = resnet38(backbone, x)[-1]
+    else:
+        features = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(x))))
+        for layer in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+            features = layer(features)
+    return enlarge(net.head(features), x.shape[2:])
+
+
 def contrast_forward(net, x):
     """resnet38_contrast: cam, cam_rv at image size, f_proj, cam_rv at stride 8."""
     conv4, conv5, top = resnet38(net, x)
@@ -87,6 +99,6 @@ def multi_scale_logits(net, images, size):
     with torch.no_grad():
         for image in images:
             x = image[None]
-            straight, mirrored = net(x), torch.flip(net(torch.flip(x, [3])), [3])
+            straight, mirrored = deeplab_forward(net, x), torch.flip(deeplab_forward(net, torch.flip(x, [3])), [3])
             total = total + enlarge(straight, size) + enlarge(mirrored, size)
     return (total / (2 * len(images)))[0]
