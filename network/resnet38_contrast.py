@@ -83,10 +83,18 @@ def revise(cam, features):
     f = features.flatten(2)
     f = f / (f.norm(dim=1, keepdim=True) + 1e-5)
     rows = torch.cat([cam.flatten(2), cam.new_ones(n, 1, h * w)], 1)
-    block = h * w if torch.is_grad_enabled() else max(1, BLOCK_ENTRIES // (n * h * w))
-    parts = []
-    for columns in f.split(block, 2):
-        affinity = torch.relu_(f.transpose(1, 2) @ columns)
-        product = rows @ affinity
-        parts.append(product[:, :c] / (product[:, c:] + 1e-5))
-    return torch.cat(parts, 2).view(n, c, h, w)
+    block = max(1, BLOCK_ENTRIES // (n * h * w))
+    if torch.is_grad_enabled() or block >= h * w:
+        return _shares(rows @ torch.relu_(f.transpose(1, 2) @ f)).view(n, c, h, w)
+    # One piece of memory for all blocks: allocated anew, they leave holes that a block does not quite fit into.
+    memory, result = f.new_empty(n * h * w * block), torch.empty_like(rows[:, :c])
+    for columns, target in zip(f.split(block, 2), result.split(block, 2)):
+        affinity = memory[:n * h * w * columns.shape[2]].view(n, h * w, -1)
+        torch.bmm(f.transpose(1, 2), columns, out=affinity).relu_()
+        target.copy_(_shares(rows @ affinity))
+    return result.view(n, c, h, w)
+
+
+def _shares(product):
+    """The maps (N, C, P) of a product (N, C + 1, P), divided by its last row, the column sums."""
+    return product[:, :-1] / (product[:, -1:] + 1e-5)

@@ -66,12 +66,18 @@ def contrast_forward(net, x):
         strongest = torch.max(spread[:, 1:], dim=1, keepdim=True)[0]
         spread[:, 1:][spread[:, 1:] < strongest] = 0
     low, high = F.relu(net.f8_3(conv4.detach())), F.relu(net.f8_4(conv5.detach()))
-    features = net.f9(torch.cat([enlarge(x, (h, w)), low, high], dim=1)).view(n, -1, h * w)
+    cam_rv = pcm(spread, net.f9(torch.cat([enlarge(x, (h, w)), low, high], dim=1)))
+    return enlarge(cam, x.shape[2:]), enlarge(cam_rv, x.shape[2:]), f_proj, cam_rv
+
+
+def pcm(spread, features):
+    """The PCM's product with its dense affinity matrix: spread (N, C, h, w), features (N, D, h, w) → (N, C, h, w)."""
+    n, _, h, w = spread.shape
+    features = features.view(n, -1, h * w)
     features = features / (torch.norm(features, dim=1, keepdim=True) + EPSILON)
     affinity = F.relu(torch.matmul(features.transpose(1, 2), features))
     affinity = affinity / (torch.sum(affinity, dim=1, keepdim=True) + EPSILON)
-    cam_rv = torch.matmul(spread.view(n, -1, h * w), affinity).view(n, -1, h, w)
-    return enlarge(cam, x.shape[2:]), enlarge(cam_rv, x.shape[2:]), f_proj, cam_rv
+    return torch.matmul(spread.view(n, -1, h * w), affinity).view(n, -1, h, w)
 
 
 def multi_scale_cams(net, pairs, label, size):
