@@ -1,12 +1,17 @@
 """How a stage is measured: our formulation and the published one, on the same inputs, alternately."""
+import cProfile
 import gc
 import multiprocessing
+import os
+import pstats
+import re
 import resource
 import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Case:
     single_core: bool = False
     published_share: float = 1
     extra: dict = field(default_factory=dict)
+    in_process: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,50 @@ def measure(stage, options, first, timing):
         agreement = case.check(outcome, case.published())
         times = alternate(case, device, *((2, 5, 3) if options.quick else (5, 15, 10)))
         result = {'ours': times['ours'] | result['ours'], 'published': times['published'], 'agreement': agreement,
-                  'repetitions': len(times['ours']['wall'])}
+                  'repetitions': len(times['ours']['wall']),
+                  'hottest': hottest(case.ours, device) if case.in_process else []}
     if first == 'ours':
         result |= {'flops': case.flops() / case.count, 'bytes': case.bytes / case.count,
                    'single_core': case.single_core, 'extra': case.extra}
     return result
+
+
+def hottest(call, device, most=4):
+    """Where a call spends its own time: [(what, share of the whole)], the largest first.
+
+    PyTorch's operations (on CUDA: its kernels) where they make up most of it, else Python's and libraries' functions.
+    """
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it reports on the terminal that there is no GPU
+    import torch
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] * (device == 'cuda')
+    start = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profiler:
+        call()
+        synchronise(device)
+    whole = time.perf_counter() - start
+    own = 'self_device_time_total' if device == 'cuda' else 'self_cpu_time_total'
+    operations = [(event.key, getattr(event, own) / 1e6) for event in profiler.key_averages()]
+    if sum(seconds for _, seconds in operations) < 0.6 * whole:
+        operations, whole = functions(call)
+    largest = sorted(operations, key=lambda pair: -pair[1])[:most]
+    return [(name, seconds / whole) for name, seconds in largest]
+
+
+def functions(call):
+    """[(function, its own seconds)] of a call, and the seconds of all."""
+    profiler = cProfile.Profile()
+    profiler.runcall(call)
+    stats = pstats.Stats(profiler)
+    return [(name_of(*key), row[2]) for key, row in stats.stats.items()], stats.total_tt
+
+
+def name_of(file, line, function):
+    """A profiled function's name as a person writes it: crf._infer, DenseCRF.stepInference."""
+    method = re.search(r"method '?([\w.]+)'?(?: of '([\w.]+)' objects)?", function) if file == '~' else None
+    if method:
+        return '.'.join(part for part in ((method[2] or '').split('.')[-1], method[1]) if part)
+    return function if file == '~' else f'{Path(file).stem}.{function}'
 
 
 def alternate(case, device, least, most, budget):

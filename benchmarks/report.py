@@ -64,7 +64,7 @@ def write(out, info, stages, results, curves, sweep):
     hours = [] if settings['quick'] else projection.full_run(by_name, settings['device'] == 'cuda')
     everything = {'info': info, 'stages': results, 'growth': curves, 'projection': hours, 'cuda': sweep}
     files.save_json(out / 'results.json', everything)
-    parts = [header(info), stage_table(stages, results, info), growth_table(curves),
+    parts = [header(info), stage_table(stages, results, info), profile_table(stages, results), growth_table(curves),
              hours_table(hours, 'GPU' if settings['device'] == 'cuda' else 'core'), cuda_table(sweep, by_name, info)]
     files.save_text(out / 'RESULTS.md', '\n\n'.join(part for part in parts if part) + '\n')
     if any('wall_ratio' in result for result in results):
@@ -143,6 +143,20 @@ def aim_words(stage, result):
         verdict = 'met' if share <= stage.memory_aim else 'MISSED'
         words.append(f'{stage.memory_aim:g} of the published peak: {share:.2f}, {verdict}')
     return '; '.join(words + [stage.aim_text] * bool(stage.aim_text))
+
+
+def profile_table(stages, results):
+    """What the profiler saw of our side of each stage."""
+    profiled = [result for result in results if result.get('hottest')]
+    if not profiled:
+        return ''
+    rows = table('stage', 'own time, share of the whole')
+    for result in profiled:
+        words = (f'`{name}` {100 * share:.0f}%' for name, share in result['hottest'])
+        rows.append(row(stages[result['name']].title, ', '.join(words)))
+    how = ("One call of ours under PyTorch's profiler, or Python's where PyTorch is not most of it. Forward and backward "
+           'count apart; functions of libraries stand under their own names.')
+    return '\n'.join(['## Where ours spends its time', '', how, '', *rows])
 
 
 def growth_table(curves):

@@ -104,6 +104,22 @@ def test_published_network_matches_golden():
         assert inputs.close(output, golden[name], 1e-4)
 
 
+def test_profile_names_what_takes_the_time():
+    x = torch.rand(400, 400)
+    name, share = frame.hottest(lambda: [x @ x for _ in range(20)], 'cpu')[0]
+    assert name == 'aten::mm' and 0.5 < share <= 1
+    rows = list(range(300_000))
+    name, share = frame.hottest(lambda: [sorted(rows, key=lambda n: -n) for _ in range(3)], 'cpu')[0]
+    assert name in ('builtins.sorted', 'test_benchmarks.<lambda>') and share > 0.3
+
+
+@pytest.mark.parametrize('key, name', [
+    (('~', 0, "<method 'stepInference' of 'pydensecrf.densecrf.DenseCRF' objects>"), 'DenseCRF.stepInference'),
+    (('~', 0, '<built-in method builtins.sorted>'), 'builtins.sorted'), (('tool/crf.py', 3, '_infer'), 'crf._infer')])
+def test_names_of_functions(key, name):
+    assert frame.name_of(*key) == name
+
+
 def test_pairs_alternate_and_are_counted_per_image():
     calls = []
     ours, published = (lambda: calls.append('ours')), (lambda: calls.append('published'))
@@ -159,7 +175,7 @@ def test_floor_takes_the_slower_of_arithmetic_and_traffic():
 def test_report_names_missed_aims_and_the_busy_machine(tmp_path):
     sides = {'wall': [1., 2., 3.], 'cpu': [1., 2., 3.], 'memory': 2 ** 20}
     result = {'flops': 0, 'bytes': 8, 'single_core': True, 'extra': {}, 'agreement': 'labels equal', 'ours': sides,
-              'published': sides, 'wall_ratio': 2., 'cpu_ratio': 2., 'repetitions': 3}
+              'published': sides, 'wall_ratio': 2., 'hottest': [('crf._infer', 0.5)], 'cpu_ratio': 2., 'repetitions': 3}
     results = [result | {'name': name, 'title': bench.STAGES[name].title} for name in bench.STAGES]
     info = report.describe(bench.get_args_parser().parse_args(['--out', str(tmp_path)]))
     rate = {'flops': 1e9, 'bytes': 1e9}
@@ -172,7 +188,7 @@ def test_report_names_missed_aims_and_the_busy_machine(tmp_path):
     report.write(tmp_path, info, bench.STAGES, results, [curve], sweep)
     text = (tmp_path / 'RESULTS.md').read_text()
     assert '30x: MISSED' in text and '1.3x: met' in text and 'busy machine' in text and 'Not measured: CUDA' in text
-    assert '| Step 2, training | 84,656 |' in text
+    assert '| Step 2, training | 84,656 |' in text and '`crf._infer` 50%' in text
     assert '| training step | 8 | bf16 | 60.0 | 30.0 | 90.0 | 2.00 | nan |' in text and 'needs 120.0' in text
     assert (tmp_path / 'results.png').stat().st_size and (tmp_path / 'growth.png').stat().st_size
 

@@ -95,7 +95,7 @@ def start_up(options):
         assert b'--weights' in text
         return 'the help is printed'
 
-    return Case(ours, theirs, check, single_core=True)
+    return Case(ours, theirs, check, single_core=True, in_process=False)
 
 
 STAGES = [
