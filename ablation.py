@@ -58,36 +58,49 @@ def data_steps(out):
     """The steps that make the toy set and its lists."""
     from tool.pipeline import Step
     from voc12 import toy_recipe
+    prepare = ('voc12/prepare.py', '--voc12_root', out / 'VOC2012', '--out', out / 'lists')
     return [Step('toy', ('voc12/toy.py', '--out', out / 'VOC2012', *toy_recipe.counts())),
-            Step('prepare', ('voc12/prepare.py', '--voc12_root', out / 'VOC2012', '--out', out / 'lists'), after=('toy',))]
+            Step('prepare', prepare, after=('toy',))]
 
 
 def run_row(out, row, seed):
-    """Train, infer and evaluate one row with one seed: (mIoU at the best threshold, that threshold, at the fixed one, that).
+    """Train, infer and evaluate one row with one seed.
+
+    Returns (mIoU at the best threshold, that threshold, mIoU at the fixed one, that threshold).
     """
-    from tool.pipeline import Step, run_steps
-    from voc12 import toy_recipe
-    off, training, inference = ROWS[row]
-    baseline = 'eps' if 'eps' in training else 'seam'
-    run = out / f'{list(ROWS).index(row)}_seed{seed}'
-    data = ('--voc12_root', out / 'VOC2012', '--cls_labels', out / 'lists' / 'cls_labels.npy')
-    weights = [word for name in off for word in (f'--w_{name}', 0)]
-    saliency = ('--saliency_dir', out / 'VOC2012/SALImages') if baseline == 'eps' else ()
-    run_steps([
-        Step('contrast_train', ('contrast_train.py', '--weights', toy_recipe.BACKBONE, *data, '--train_list', out / 'lists/train.txt',
-                                '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
-                                '--num_workers', 0, *toy_recipe.CONTRAST_TRAIN, '--amp', 'bf16', *training, *saliency, *weights,
-                                '--resume')),
-        Step('contrast_infer', ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', out / 'lists/train.txt',
-                                '--out_cam', run / 'cam', '--num_workers', 0, '--amp', 'bf16',
-                                *toy_recipe.CONTRAST_INFER[baseline], *inference),
-             after=('contrast_train',)),
-        Step('eval', ('eval.py', '--list', out / 'lists/train.txt', '--predict_dir', run / 'cam', '--gt_dir',
-                      out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy', '--curve',
-                      *toy_recipe.EVAL_SEEDS[baseline], '--logfile', run / 'eval.txt', '--num_workers', 0), after=('contrast_infer',)),
-    ], run / 'logs', quiet=True)
+    from tool.pipeline import run_steps
+    run = run_folder(out, row, seed)
+    run_steps(row_steps(out, row, seed), run / 'logs', quiet=True)
     result = json.loads((run / 'eval.txt.json').read_text())
     return tuple(result[kind][value] for kind in ('best', 'fixed') for value in ('miou', 'threshold'))
+
+
+def run_folder(out, row, seed):
+    """The folder of one run of a row."""
+    return out / f'{list(ROWS).index(row)}_seed{seed}'
+
+
+def row_steps(out, row, seed):
+    """The three commands of one run of a row."""
+    from tool.pipeline import Step
+    from voc12 import toy_recipe
+    off, training, inference = ROWS[row]
+    baseline, run = 'eps' if 'eps' in training else 'seam', run_folder(out, row, seed)
+    lists = out / 'lists'
+    data = ('--voc12_root', out / 'VOC2012', '--cls_labels', lists / 'cls_labels.npy', '--num_workers', 0,
+            '--amp', 'bf16')
+    weights = [word for name in off for word in (f'--w_{name}', 0)]
+    saliency = ('--saliency_dir', out / 'VOC2012/SALImages') if baseline == 'eps' else ()
+    train = ('contrast_train.py', '--weights', toy_recipe.BACKBONE, *data, '--train_list', lists / 'train.txt',
+             '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
+             *toy_recipe.CONTRAST_TRAIN, *training, *saliency, *weights, '--resume')
+    infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', lists / 'train.txt', '--out_cam',
+             run / 'cam', *toy_recipe.CONTRAST_INFER[baseline], *inference)
+    score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',
+             '--gt_dir', out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy', '--curve',
+             *toy_recipe.EVAL_SEEDS[baseline], '--logfile', run / 'eval.txt', '--num_workers', 0)
+    return [Step('contrast_train', train), Step('contrast_infer', infer, ('contrast_train',)),
+            Step('eval', score, ('contrast_infer',))]
 
 
 def table(scores, rows, seeds):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tool import chain, pipeline
+import ablation
+import contrast_train
+from tool import baselines, chain, pipeline
 from tool.cli import REPO, UserError
 from tool.pipeline import Step
 
@@ -114,6 +116,31 @@ def test_chain_runs_the_commands_of_the_readme(baseline):
         if '--comment' in words:
             free |= {'--comment', words[words.index('--comment') + 1]}
         assert any(set(words) - free <= line for line in lines), shlex.join(words)
+
+
+# ---------------------------------------------------------------- ablation.py
+
+@pytest.mark.parametrize('row', ablation.ROWS)
+def test_every_row_is_three_commands_that_go_together(row):
+    steps = ablation.row_steps(Path('out'), row, 1)
+    parsed = []
+    for step in steps:
+        script, *words = map(str, step.words)
+        parsed.append(parser_of(script).parse_args(words))
+    train, infer, score = parsed
+    baselines.check(train, contrast_train.DEFAULTS)  # raises where a flag does not belong to the baseline
+    assert (train.baseline, train.network) == (infer.baseline, infer.network) and train.seed == 1
+    assert infer.out_cam_pred_alpha == score.t
+    on = {name for name in contrast_train.TERMS if getattr(train, f'w_{name}')}
+    terms = {'plain CAM': {'cls'}, 'SEAM': {'cls', 'rvmin', 'er', 'ecr'}, 'EPS': {'cls', 'saliency'},
+             'EPS + PPC': set(contrast_train.TERMS)}
+    assert on == terms.get(row, on)
+
+
+def test_ablation_table_has_medians_and_the_range():
+    scores = {('SEAM', seed): (miou, 0.41, miou - 1, 0.40) for seed, miou in enumerate((60., 62., 50.))}
+    text = ablation.table(scores, ['SEAM'], 3)
+    assert text.splitlines()[2] == '| SEAM | 60.0 | 50.0 to 62.0 | 0.41 | 59.0 | 0.40 |'
 
 
 # ---------------------------------------------------------------- reproduce.py
