@@ -11,6 +11,7 @@ import numpy as np
 from tool.cli import UserError
 
 IMPOSSIBLE = 60.  # energy of a label that fills a place: exp(−60) is nothing beside 1, and no denormal number yet
+PIECE = 2 ** 17  # multiplications at a time
 CLIP = 1e-5  # probabilities below it count as it before the logarithm, as in pydensecrf's unary_from_softmax
 
 
@@ -104,10 +105,13 @@ def _infer(image, unaries, absent_energy, absent, settings):
     members = np.zeros((group, group), np.float32)
     members[:carried] = absent
     members[:labels] = 1
+    # Pieces that stay in the cache, and are too small for BLAS to start threads, which would only wait beside one.
+    pieces = np.array_split(marginals, -(-len(marginals) * group ** 2 // PIECE))
     for iteration in range(settings.iterations + 1):
         if iteration:
             field.stepInference(*state)
-        marginals /= marginals @ members  # the product: a group's sum, once for each of its labels
+        for piece in pieces:
+            piece /= piece @ members  # the product: a group's sum, once for each of its labels
     marginals = marginals.reshape(height, width, count, group)[..., :carried]
     return np.ascontiguousarray(marginals.transpose(2, 3, 0, 1))
 
