@@ -209,18 +209,26 @@ def cuda_table(sweep, results, info):
 
 
 def ratio_chart(stages, results):
-    """Bars of the ratios on a logarithmic axis, the aims as ticks."""
+    """Bars from 1 to the ratio on a logarithmic axis, the aims as ticks."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
     timed = [result for result in results if 'wall_ratio' in result][::-1]
-    figure = Figure((8, 0.5 * len(timed) + 1.2))
+    ratios = [result['wall_ratio'] for result in timed]
+    aims = [stages[result['name']].aim or 1 for result in timed]
+    figure = Figure((9, 0.45 * len(timed) + 1.2))
     axes = figure.subplots()
-    axes.barh([stages[r['name']].title for r in timed], [r['wall_ratio'] for r in timed], color='#4477aa')
-    for row, result in enumerate(timed):
-        axes.text(result['wall_ratio'], row, f' {result["wall_ratio"]:.1f}', va='center')
-        if stages[result['name']].aim:
-            axes.plot([stages[result['name']].aim] * 2, [row - 0.4, row + 0.4], color='#cc3311', linewidth=2)
-    axes.axvline(1, color='black', linewidth=0.8)
+    axes.barh([stages[result['name']].title for result in timed], [ratio - 1 for ratio in ratios], left=1, height=0.6,
+              color='#4477aa')
+    for y, (ratio, aim) in enumerate(zip(ratios, aims)):
+        axes.text(1.06 * max(ratio, aim), y, f'{ratio:.2f}' if ratio < 10 else f'{ratio:.0f}', va='center')
+        if aim > 1:
+            axes.plot([aim] * 2, [y - 0.42, y + 0.42], color='#cc3311', linewidth=2)
     axes.set_xscale('log')
+    axes.set_xlim(min(0.9, *ratios), 1.5 * max(ratios + aims))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.spines[['top', 'right']].set_visible(False)
     axes.set_xlabel('published over ours, wall time (red: the aim)')
     return figure
 
@@ -228,6 +236,7 @@ def ratio_chart(stages, results):
 def growth_chart(curves):
     """Seconds against size, both logarithmic; the exponents in the legends."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     figure = Figure((13, 2.9 * -(-len(curves) // 4)), layout='constrained')
     cells = figure.subplots(-(-len(curves) // 4), 4, squeeze=False).ravel()
     for axes, curve in zip(cells, curves):
@@ -235,8 +244,14 @@ def growth_chart(curves):
             if curve[side]:
                 label = f'{side}: {curve["exponents"][side]:.2f}' if side in curve['exponents'] else side
                 axes.plot(*zip(*curve[side]), 'o-', color=colour, label=label)
-        axes.set(xscale='log', yscale='log', title=curve['title'], xlabel=curve['axis'], ylabel='seconds')
-        axes.legend(title='exponent', fontsize=8)
+        axes.set(xscale='log', yscale='log', title=curve['title'], xlabel=curve['axis'])
+        positions = [position for position, _ in curve['ours']]  # those measured, and no others, have a tick
+        axes.set_xticks(positions, list(map(str, positions)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.legend(title='exponent', fontsize=8, framealpha=0.6)
     for axes in cells[len(curves):]:
         axes.remove()
     return figure
