@@ -74,7 +74,6 @@ OPTIONS = frame.Options(quick=True, device='cpu', threads=1)
 TINY = {
     'contrast_loss': {'batch': 2, 'side': 16}, 'training_step': {'width': 1 / 16, 'crop': 64, 'batch': 2},
     'data_loading': {'images': 1}, 'cam_inference': {'width': 1 / 16, 'size': (40, 52)},
-    'cam_inference_bf16': {'width': 1 / 16, 'size': (40, 52), 'amp': 'bf16', 'tolerance': 0.1},
     'cam_inference_large': {'width': 1 / 16, 'size': (40, 52)}, 'pcm': {'size': (40, 52), 'channels': 8},
     'crf': {'size': (40, 52)},
     'aff_prepare': {'size': (40, 52)}, 'affinity_labels': {'repeats': 1}, 'random_walk': {'size': (120, 160)},

@@ -188,7 +188,7 @@ def data_loading(options, images=20):
     return Case(ours, theirs, check, count=images, bytes=448 * 448 * 3 * 4 + 375 * 500 * 3, single_core=True)
 
 
-def cam_inference(options, width=1.0, size=inputs.SIZE, amp='off', tolerance=1e-4):
+def cam_inference(options, width=1.0, size=inputs.SIZE):
     """All scales and mirror images of one photo, from the tensors of the loader to the CAMs of the present classes."""
     import torch
 
@@ -198,14 +198,14 @@ def cam_inference(options, width=1.0, size=inputs.SIZE, amp='off', tolerance=1e-
     from tool import cam, cli, transforms
     device = torch.device(options.device)
     photo = inputs.photo(*size)
-    net = cli.place(inputs.network(Net, width=width), device, amp).eval()
+    net = cli.place(inputs.network(Net, width=width), device, 'off').eval()
     scaled = [transforms.at_scale(photo, scale) for scale in SCALES]
     pairs = [torch.stack([image, image.flip(2)]) for image in scaled]
     label = inputs.labels(2)[1].numpy()
     classes = torch.from_numpy(label).nonzero()[:, 0]
 
     def ours():
-        with torch.inference_mode(), cli.autocast(device, amp):
+        with torch.inference_mode():
             on_device = [pair.to(device, non_blocking=True) for pair in pairs]
             return cam.multi_scale(lambda x: net.maps(x)[1], on_device, classes + 1, photo.shape[:2]).cpu().numpy()
 
@@ -213,7 +213,7 @@ def cam_inference(options, width=1.0, size=inputs.SIZE, amp='off', tolerance=1e-
         return multi_scale_cams(net, [pair.to(device) for pair in pairs], label, photo.shape[:2])
 
     def check(a, b):
-        return inputs.close(a, np.stack([b[k] for k in sorted(b)]), tolerance, 'CAMs')
+        return inputs.close(a, np.stack([b[k] for k in sorted(b)]), 1e-4, 'CAMs')
 
     return Case(ours, theirs, check, flops=lambda: inputs.flops_of(ours))
 
@@ -274,10 +274,7 @@ STAGES = [
     Stage('cam_inference', 'multi-scale CAMs, width 1, photo 120x160', cam_inference, {'size': (120, 160)},
           {'size': (60, 80)}, aim=1.3, on_device=True,
           limit='On a CPU nine tenths of both sides are the same convolutions, and the floor alone is more than the '
-                'aim leaves (for bf16 see the next row).'),
-    # bf16 keeps 8 bits: the tolerance is that of the precision, not of the formulation.
-    Stage('cam_inference_bf16', 'the same with --amp bf16, beside float32', cam_inference,
-          {'size': (120, 160), 'amp': 'bf16', 'tolerance': 0.1}, {'size': (60, 80)}, on_device=True),
+                'aim leaves.'),
     # The PCM's affinity matrix, which decides the peak, does not depend on the width.
     Stage('cam_inference_large', 'multi-scale CAMs, width 1/8, photo 375x500', cam_inference, {'width': 1 / 8},
           {'size': (150, 200)}, memory_aim=0.5, on_device=True),
