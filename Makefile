@@ -1,4 +1,5 @@
 # make demo       the whole chain on a toy data set, on a CPU: table and pictures in runs/demo
+# make demo-eps   the same with EPS, the second baseline: runs/demo_eps
 # make test       all tests
 # make ablation   what each loss term adds: five rows, three seeds each
 # make bench      every stage beside the published formulation (make bench QUICK=1: the short form)
