@@ -1,7 +1,7 @@
 # make demo       the whole chain on a toy data set, on a CPU: table and pictures in runs/demo
 # make demo-eps   the same with EPS, the second baseline: runs/demo_eps
 # make test       all tests
-# make ablation   what each loss term adds: five rows, three seeds each
+# make ablation   what each loss term adds: eight rows, three seeds each
 # make bench      every stage beside the published formulation (make bench QUICK=1: the short form)
 # make help       this list
 # Each makes the virtual environment .venv first, where it is missing. PYTHON=python3.12 chooses the interpreter.
@@ -15,7 +15,7 @@ READY := $(VENV)/ready
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 demo: $(READY)
 	$(PY) demo.py
