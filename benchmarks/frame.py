@@ -120,11 +120,11 @@ def hottest(call, device, most=4):
     import torch
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] * (device == 'cuda')
-    start = time.perf_counter()
     with torch.profiler.profile(activities=activities) as profiler:
+        start = time.perf_counter()
         call()
         synchronise(device)
-    whole = time.perf_counter() - start
+        whole = time.perf_counter() - start
     own = 'self_device_time_total' if device == 'cuda' else 'self_cpu_time_total'
     operations = [(event.key, getattr(event, own) / 1e6) for event in profiler.key_averages()]
     if sum(seconds for _, seconds in operations) < 0.6 * whole:
