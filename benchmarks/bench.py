@@ -1,6 +1,6 @@
 """Time every stage beside the published formulation of its arithmetic, on the same inputs, alternately.
 
-    python benchmarks/bench.py [--quick] [--device cpu|cuda] [--stages crf curve …] [--out benchmarks]
+    python benchmarks/bench.py [--quick] [--device cpu|cuda] [--stages crf curve …] [--out FOLDER]
 
 Reads  tests/golden (a photo); all else it makes. Writes <out>/results.json (every measurement), RESULTS.md (the
 tables), results.png (ratios), growth.png (cost against size).
@@ -24,7 +24,8 @@ def get_args_parser():
     parser.add_argument('--stages', nargs='+', choices=(*STAGES, *PARTS), metavar='STAGE',
                         help=f'only these: {", ".join((*STAGES, *PARTS))} (all unless given)')
     parser.add_argument('--threads', type=cli.positive, default=cli.cores(), help='threads of PyTorch on the CPU')
-    parser.add_argument('--out', default=str(Path(__file__).parent), help='folder of the report')
+    parser.add_argument('--out', help='folder of the report (benchmarks, or benchmarks/cuda, for all stages in full; '
+                                      'else runs/bench, so that no part takes the place of the whole)')
     cli.add_switch(parser, '--quick', 'smaller inputs, fewer repetitions: under three minutes on two cores')
     return parser
 
@@ -35,7 +36,7 @@ def main(args):
     cli.select_device(args.device)
     if args.device == 'cpu' and args.stages and 'cuda' in args.stages:
         raise cli.UserError('--stages cuda', 'needs a GPU', 'add --device cuda')
-    out = files.out_dir(args.out, '--out')
+    out = files.out_dir(args.out or default_folder(args), '--out')
     options = frame.Options(args.quick, args.device, args.threads)
     wanted = args.stages or [*STAGES, *PARTS]
     info = report.describe(args)
@@ -49,6 +50,13 @@ def main(args):
     curves = growth.measure(options) if 'growth' in wanted else []
     sweep = cuda.sweep(options, machine['all cores']) if args.device == 'cuda' and 'cuda' in wanted else []
     report.write(out, info, STAGES, results, curves, sweep)
+
+
+def default_folder(args):
+    """Where the report goes without --out."""
+    if args.quick or args.stages:
+        return cli.REPO / 'runs' / 'bench'
+    return Path(__file__).parent / ('cuda' if args.device == 'cuda' else '')
 
 
 if __name__ == '__main__':

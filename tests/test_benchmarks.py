@@ -202,6 +202,12 @@ def test_command(tmp_path):
     assert 'affinity labels' in (tmp_path / 'RESULTS.md').read_text()
 
 
+@pytest.mark.parametrize('words, folder', [([], 'benchmarks'), (['--device', 'cuda'], 'benchmarks/cuda'),
+                                           (['--quick'], 'runs/bench'), (['--stages', 'crf'], 'runs/bench')])
+def test_only_a_whole_run_replaces_the_whole_report(words, folder):
+    assert bench.default_folder(bench.get_args_parser().parse_args(words)) == REPO / folder
+
+
 @pytest.mark.parametrize('factor', [-0.1, -0.05, 0., 0.03, 0.1])
 def test_hue_is_turned_as_by_torchvision(factor):
     image = Image.fromarray(inputs.photo(150, 200))
