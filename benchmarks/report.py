@@ -22,7 +22,8 @@ def describe(args):
     device = torch.device(args.device) if args.device != 'cpu' else None
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
     return runinfo.describe(vars(args), device) | {
-        'processor': processor(), 'cores': os.cpu_count(), 'threads': args.threads, 'load_before': load}
+        'platform': f'{platform.system()} {platform.machine()}', 'processor': processor(), 'cores': os.cpu_count(),
+        'threads': args.threads, 'load_before': load}
 
 
 def processor():
