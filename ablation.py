@@ -97,8 +97,8 @@ def row_steps(out, row, seed):
     infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', lists / 'train.txt', '--out_cam',
              run / 'cam', *toy_recipe.CONTRAST_INFER[baseline], *inference)
     score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',
-             '--gt_dir', out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy', '--curve',
-             *toy_recipe.EVAL_SEEDS[baseline], '--logfile', run / 'eval.txt', '--num_workers', 0)
+             '--gt_dir', out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
+             '--curve', *toy_recipe.EVAL_SEEDS[baseline], '--logfile', run / 'eval.txt', '--num_workers', 0)
     return [Step('contrast_train', train), Step('contrast_infer', infer, ('contrast_train',)),
             Step('eval', score, ('contrast_infer',))]
 

@@ -155,8 +155,8 @@ def profile_table(stages, results):
     for result in profiled:
         words = (f'`{name}` {100 * share:.0f}%' for name, share in result['hottest'])
         rows.append(row(stages[result['name']].title, ', '.join(words)))
-    how = ("One call of ours under PyTorch's profiler, or Python's where PyTorch is not most of it. Forward and backward "
-           'count apart; functions of libraries stand under their own names.')
+    how = ("One call of ours under PyTorch's profiler, or Python's where PyTorch is not most of it. Forward and "
+           'backward count apart; functions of libraries stand under their own names.')
     return '\n'.join(['## Where ours spends its time', '', how, '', *rows])
 
 

@@ -1,4 +1,4 @@
-"""SEAM with pixel-to-prototype contrast: CAM head, projection head, and the pixel correlation module (PCM). SPEC section 1."""
+"""SEAM with pixel-to-prototype contrast: CAM and projection heads, pixel correlation module (PCM). SPEC section 1."""
 import torch
 import torch.nn.functional as F
 from torch import nn

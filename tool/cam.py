@@ -48,7 +48,8 @@ def winner_take_all(foreground):
 def multi_scale(cams_of, scaled, channels, size):
     """CAMs of one image, summed over scales and mirror images and stretched to 0..1. SPEC section 4.
 
-    cams_of: function from images (2, 3, h, w) to maps (2, C, h', w'). scaled: such a pair (image, mirror image) per scale.
+    cams_of: function from images (2, 3, h, w) to maps (2, C, h', w'). scaled: such a pair (image, mirror image) per
+    scale.
     channels (K,): those of the present classes; no other is enlarged. size: (H, W) of the image. Returns (K, H, W).
     """
     total = 0.

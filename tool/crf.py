@@ -50,7 +50,8 @@ def refine_labels(image, label_maps, classes, num_classes, settings, gt_prob=0.7
     Returns float32 (A, K, H, W): the marginals of `classes` in a CRF of all num_classes labels.
 
     A label that occurs in no map never beats one that does: its unary energy is nowhere lower and, by induction over
-    the iterations, its messages nowhere stronger. So the argmax over `classes` is the full CRF's if they hold what occurs.
+    the iterations, its messages nowhere stronger. So the argmax over `classes` is the full CRF's if they hold what
+    occurs.
     """
     label_maps = np.asarray(label_maps)
     occurring = np.flatnonzero(np.bincount(label_maps.ravel(), minlength=num_classes))
@@ -84,8 +85,8 @@ def _infer(image, unaries, absent_energy, absent, settings):
 
     Returns float32 (A, K or K + 1, H, W): that label's own marginal, where absent > 0, comes last.
 
-    All A go through the lattices at once, as A groups of labels that are normalised by themselves after every iteration:
-    two then cost a quarter more than one.
+    All A go through the lattices at once, as A groups of labels that are normalised by themselves after every
+    iteration: two then cost a quarter more than one.
     """
     count, labels, height, width = unaries.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
@@ -119,7 +120,8 @@ def _infer(image, unaries, absent_energy, absent, settings):
 def _features(image, settings):
     """The kernels' feature vectors per pixel: position (2, H·W) and position with colour (5, H·W), float32."""
     height, width = image.shape[:2]
-    columns, rows = np.tile(np.arange(width, dtype=np.float32), height), np.arange(height, dtype=np.float32).repeat(width)
+    columns = np.tile(np.arange(width, dtype=np.float32), height)
+    rows = np.arange(height, dtype=np.float32).repeat(width)
     position = np.stack([columns, rows] if settings.axes == 'xy' else [rows, columns])
     appearance = np.empty((5, height * width), np.float32)
     np.divide(position, np.float32(settings.bilateral_sxy), out=appearance[:2])

@@ -59,7 +59,7 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
 
     def theirs(_=folder):
         image = np.asarray(Image.open(root / 'photo.jpg'))
-        maps = np.load(root / 'photo.npy', allow_pickle=True).item()
+        maps = np.load(root / 'photo.npy', allow_pickle=True).item()  # our own file; the published code reads it so
         stack = np.zeros((VOC.num_classes, *image.shape[:2]), np.float32)
         for key, value in maps.items():
             stack[key + 1] = value
