@@ -106,8 +106,8 @@ def main(args):
         run.update({name: term for name, term in terms.items() if term_weights[name]}, term_weights)
 
         if run.due(args.picture_every) or run.step == run.max_step:
-            revised = cam1 if rv1 is None else rv1
-            run.log_figure('maps', sheet(image, cam1, revised, label, args.bg_threshold, VOC.palette))
+            maps = {'saliency': batch.get('saliency'), 'CAM': cam1, 'revised CAM': rv1}
+            run.log_figure('maps', sheet(image, maps, label, args.bg_threshold, VOC.palette))
         if run.epoch_ended and validation:
             run.log_scalars(validate(net, validation, args, device))
     run.finish()
@@ -175,15 +175,21 @@ def validate(net, dataset, args, device):
             'val/mAP': mean_average_precision(logits.numpy(), labels.numpy())}
 
 
-def sheet(image, cam, rv, label, bg_threshold, palette, most=4):
-    """The picture of a training step: its first images with their maps (tool.pictures.training_sheet)."""
+def sheet(image, maps, label, bg_threshold, palette, most=4):
+    """The picture of a training step: its first images with their maps, and the contrast's pseudo labels.
+
+    maps: {title: saliency (N, 1, H, W) or CAMs (N, C, h, w)}; None, and so without a column, where a baseline has none.
+    """
     from tool import contrast, pictures, transforms
     from tool.cam import max_norm
-    image, cam, rv, label = (t[:most].detach().float() for t in (image, cam, rv, label))
-    present = label[:, :, None, None]
-    heat = [(max_norm(m)[:, 1:] * present).amax(1).cpu().numpy() for m in (cam, rv)]
-    _, pseudo = contrast.pseudo_labels(rv, label, bg_threshold)
-    return pictures.training_sheet([transforms.denormalise(x) for x in image], *heat, pseudo.cpu().numpy(), palette)
+    image, label = image[:most], label[:most]
+    maps = {title: m[:most].detach().float() for title, m in maps.items() if m is not None}
+    heat = {title: m[:, 0] if title == 'saliency' else (max_norm(m)[:, 1:] * label[:, :, None, None]).amax(1)
+            for title, m in maps.items()}
+    pseudo = {'pseudo label': contrast.pseudo_labels(m, label, bg_threshold)[1]
+              for title, m in maps.items() if title == 'revised CAM'}
+    heat, pseudo = ({title: m.cpu().numpy() for title, m in group.items()} for group in (heat, pseudo))
+    return pictures.training_sheet([transforms.denormalise(x) for x in image], heat, pseudo, palette)
 
 
 if __name__ == '__main__':

@@ -322,6 +322,20 @@ def test_flags_that_do_not_go_together_are_refused(script, words, what):
     assert caught.value.what == what
 
 
+# ---------------------------------------------------------------- the picture of a training step
+
+@pytest.mark.parametrize('saliency, revised, titles', [
+    (False, True, ['image', 'CAM', 'revised CAM', 'pseudo label']), (True, False, ['image', 'saliency', 'CAM']),
+    (True, True, ['image', 'saliency', 'CAM', 'revised CAM', 'pseudo label'])])
+def test_sheet_shows_what_the_baseline_has(views, saliency, revised, titles):
+    maps, label, salient = views
+    cam, rv = maps[0]
+    shown = {'saliency': salient if saliency else None, 'CAM': cam, 'revised CAM': rv if revised else None}
+    figure = contrast_train.sheet(torch.randn(2, 3, 112, 112), shown, label, 0.1, VOC.palette)
+    assert [axes.get_title() for axes in figure.axes[:len(titles)]] == titles
+    assert len(figure.axes) == 2 * len(titles)  # a row per image
+
+
 # ---------------------------------------------------------------- from end to end
 
 def train(toy, session, *words):

@@ -35,16 +35,17 @@ def grid(rows, titles, names=None, cell=1.9):
     return figure
 
 
-def training_sheet(images, cams, cam_rvs, pseudo, palette):
-    """The sheet that training shows: image | CAM | revised CAM | pseudo label of the contrast loss, a row per image.
+def training_sheet(images, heat, labels, palette):
+    """The sheet that training shows, a row per image: image | heat maps | label maps.
 
-    images: uint8 (H, W, 3) each; cams, cam_rvs: (h, w), 0..1, the strongest present class; pseudo: labels (h, w).
+    images: uint8 (H, W, 3) each. heat: {title: maps (N, h, w), 0..1}, laid over the image. labels: {title: label maps
+    (N, h, w)}, in the palette's colours. Maps of any size are brought to the image's.
     """
     import cv2
     rows = []
-    for image, cam, rv, labels in zip(images, cams, cam_rvs, pseudo):
+    for k, image in enumerate(images):
         size = image.shape[1::-1]
-        heat = [overlay(image, cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)) for m in (cam, rv)]
-        mask = cv2.resize(labels.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        rows.append([image, *heat, colour(mask, palette)])
-    return grid(rows, ('image', 'CAM', 'revised CAM', 'pseudo label'))
+        warm = [cv2.resize(maps[k].astype(np.float32), size, interpolation=cv2.INTER_LINEAR) for maps in heat.values()]
+        masks = [cv2.resize(maps[k].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) for maps in labels.values()]
+        rows.append([image, *(overlay(image, m) for m in warm), *(colour(mask, palette) for mask in masks)])
+    return grid(rows, ('image', *heat, *labels))
