@@ -186,9 +186,11 @@ def sheet(image, maps, label, bg_threshold, palette, most=4):
     maps = {title: m[:most].detach().float() for title, m in maps.items() if m is not None}
     heat = {title: m[:, 0] if title == 'saliency' else (max_norm(m)[:, 1:] * label[:, :, None, None]).amax(1)
             for title, m in maps.items()}
-    pseudo = {'pseudo label': contrast.pseudo_labels(m, label, bg_threshold)[1]
-              for title, m in maps.items() if title == 'revised CAM'}
-    heat, pseudo = ({title: m.cpu().numpy() for title, m in group.items()} for group in (heat, pseudo))
+    heat = {title: m.cpu().numpy() for title, m in heat.items()}
+    pseudo = {}
+    if 'revised CAM' in maps:  # without it there is no contrast
+        _, labels = contrast.pseudo_labels(maps['revised CAM'], label, bg_threshold)
+        pseudo['pseudo label'] = labels.cpu().numpy()
     return pictures.training_sheet([transforms.denormalise(x) for x in image], heat, pseudo, palette)
 
 

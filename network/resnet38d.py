@@ -29,7 +29,7 @@ class ResBlock(nn.Module):
             self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x):
-        """x (N, C, H, W) → the block's output and its activated input, which networks tap as conv3, conv4, conv5."""
+        """x (N, C, H, W) → the block's output and its activated input, which networks tap as conv4, conv5."""
         activated = F.relu(self.bn_branch2a(x))
         shortcut = x if self.conv_branch1 is None else self.conv_branch1(activated)
         y = self.conv_branch2a(activated)
@@ -90,16 +90,16 @@ class ResNet38(nn.Module):
         self.b7 = BottleneckBlock(c2048, c4096, dilation=4, dropout=0.5)
         self.bn7 = nn.BatchNorm2d(c4096)
         # Channels of the maps that `features` returns, for the heads on top.
-        self.channels = {'conv3': c256, 'conv4': c512, 'conv5': c1024, 'conv6': c4096}
+        self.channels = {'conv4': c512, 'conv5': c1024, 'conv6': c4096}
 
     def features(self, x):
-        """Image x (N, 3, H, W), ImageNet-normalised → {'conv3' (stride 4), 'conv4', 'conv5', 'conv6' (stride 8)}.
+        """Image x (N, 3, H, W), ImageNet-normalised → {'conv4', 'conv5', 'conv6'}.
 
-        conv3, conv4, conv5 are the activated inputs of b4, b5, b6; conv6 is the activated output of bn7.
+        conv4, conv5 are the activated inputs of b5, b6; conv6 is the activated output of bn7. No head reads conv3.
         Sides are ceil(H / 8), ceil(W / 8) at stride 8.
         """
         taps = {}
-        tapped = {'b4': 'conv3', 'b5': 'conv4', 'b6': 'conv5'}
+        tapped = {'b5': 'conv4', 'b6': 'conv5'}
         x = self.conv1a(blocked(x, self))
         for name, block in self.blocks():
             x, activated = block(x)
