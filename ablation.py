@@ -2,28 +2,47 @@
 
     python ablation.py [--out runs/ablation] [--seeds 3]
 
-Reads  voc12/toy_backbone.pth. Writes the toy set, every run and table.md into --out. Runs that are done are skipped.
+Reads  toy/backbone.pth. Writes the toy set, every run and table.md into --out. Runs that are done are skipped.
 The figures are seeds (cam of contrast_infer.py, no CRF) on the toy train split, in mIoU.
 """
 import json
+import os
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from tool import cli
+from engine import cli, files
+from engine.parallel import progress
+from report.pipeline import Step, run_steps
+from report.presets import TOY
+from tool.recipes import RECIPES
 
-SEAM = ('rvmin', 'er', 'ecr')
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table. folder: name of its runs' folders. baseline: of tool/recipes.py. off: terms of weight 0.
+    train: further arguments of contrast_train.py."""
+    folder: str
+    baseline: str
+    off: tuple = ()
+    train: tuple = ()
+
+    @property
+    def recipe(self):
+        """The row's Recipe."""
+        return RECIPES[self.baseline]
+
+
 CONTRAST = ('cross_prototype', 'cross_cam', 'intra')
-EPS = ('--baseline', 'eps')
-PLAIN_EPS = (*EPS, '--network', 'network.resnet38_eps')
-ROWS = {  # row: (the terms that are off, further words of training, further words of inference)
-    'plain CAM': ((*SEAM, *CONTRAST), (), ('--map', 'plain')),
-    'SEAM': (CONTRAST, (), ()),
-    '+ cross-prototype': (('cross_cam', 'intra'), (), ()),
-    '+ cross-CAM': (('intra',), (), ()),
-    '+ intra-view (full PPC)': ((), (), ()),
-    'full PPC, momentum 5e-4 (published)': ((), ('--momentum', 5e-4), ()),
-    'EPS': ((), PLAIN_EPS, PLAIN_EPS),
-    'EPS + PPC': ((), EPS, EPS),
+ROWS = {
+    'plain CAM': Row('cam', 'cam'),
+    'SEAM': Row('seam', 'seam', CONTRAST),
+    '+ cross-prototype': Row('cross_prototype', 'seam', ('cross_cam', 'intra')),
+    '+ cross-CAM': Row('cross_cam', 'seam', ('intra',)),
+    '+ intra-view (full PPC)': Row('full', 'seam'),
+    'full PPC, momentum 5e-4 (published)': Row('full_published_momentum', 'seam', train=('--momentum', 5e-4)),
+    'EPS': Row('eps_plain', 'eps_plain'),
+    'EPS + PPC': Row('eps', 'eps'),
 }
 
 
@@ -31,24 +50,21 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', default='runs/ablation', help='folder for everything')
     parser.add_argument('--seeds', type=cli.positive, default=3, help='runs a row')
-    parser.add_argument('--jobs', type=cli.positive, default=cli.cores(), help='runs side by side, one thread each')
+    parser.add_argument('--jobs', type=cli.positive, default=cli.cores(),
+                        help='runs at the same time, with one thread each')
     parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=tuple(ROWS), metavar='ROW',
                         help='rows to run, of: ' + '; '.join(ROWS))
     return parser
 
 
 def main(args):
-    import os
-
-    from tool import files, parallel
-    from tool.pipeline import run_steps
-    os.environ['OMP_NUM_THREADS'] = '1'  # of every run: as many run side by side as there are cores
+    os.environ['OMP_NUM_THREADS'] = '1'  # of every run: as many run at the same time as there are cores
     out = files.out_dir(args.out, '--out')
     run_steps(data_steps(out), out / 'logs')
     jobs = [(row, seed) for seed in range(args.seeds) for row in args.rows]
     with ThreadPoolExecutor(args.jobs) as pool:
         results = pool.map(lambda job: run_row(out, *job), jobs)
-        scores = dict(zip(jobs, parallel.progress(results, 'ablation', len(jobs), unit='run')))
+        scores = dict(zip(jobs, progress(results, 'ablation', len(jobs), unit='run')))
     text = table(scores, args.rows, args.seeds)
     files.save_text(out / 'table.md', text)
     print(text)
@@ -56,10 +72,8 @@ def main(args):
 
 def data_steps(out):
     """The steps that make the toy set and its lists."""
-    from tool.pipeline import Step
-    from voc12 import toy_recipe
     prepare = ('voc12/prepare.py', '--voc12_root', out / 'VOC2012', '--out', out / 'lists')
-    return [Step('toy', ('voc12/toy.py', '--out', out / 'VOC2012', *toy_recipe.counts())),
+    return [Step('toy', ('toy/make.py', '--out', out / 'VOC2012', *TOY.image_counts())),
             Step('prepare', prepare, after=('toy',))]
 
 
@@ -68,7 +82,6 @@ def run_row(out, row, seed):
 
     Returns (mIoU at the best threshold, that threshold, mIoU at the fixed one, that threshold).
     """
-    from tool.pipeline import run_steps
     run = run_folder(out, row, seed)
     run_steps(row_steps(out, row, seed), run / 'logs', quiet=True)
     result = json.loads((run / 'eval.txt.json').read_text())
@@ -77,28 +90,24 @@ def run_row(out, row, seed):
 
 def run_folder(out, row, seed):
     """The folder of one run of a row."""
-    return out / f'{list(ROWS).index(row)}_seed{seed}'
+    return out / f'{ROWS[row].folder}_seed{seed}'
 
 
 def row_steps(out, row, seed):
     """The three commands of one run of a row."""
-    from tool.pipeline import Step
-    from voc12 import toy_recipe
-    off, training, inference = ROWS[row]
-    baseline, run = 'eps' if 'eps' in training else 'seam', run_folder(out, row, seed)
-    lists = out / 'lists'
-    data = ('--voc12_root', out / 'VOC2012', '--cls_labels', lists / 'cls_labels.npy', '--num_workers', 0,
-            '--amp', 'bf16')
-    weights = [word for name in off for word in (f'--w_{name}', 0)]
-    saliency = ('--saliency_dir', out / 'VOC2012/SALImages') if baseline == 'eps' else ()
-    train = ('contrast_train.py', '--weights', toy_recipe.BACKBONE, *data, '--train_list', lists / 'train.txt',
+    recipe, run, lists = ROWS[row].recipe, run_folder(out, row, seed), out / 'lists'
+    data = ('--baseline', recipe.name, '--voc12_root', out / 'VOC2012', '--cls_labels', lists / 'cls_labels.npy',
+            '--num_workers', 0, '--amp', 'bf16')
+    saliency = ('--saliency_dir', out / 'VOC2012/SALImages') if recipe.saliency else ()
+    weights = [text for name in ROWS[row].off for text in (f'--w_{name}', 0)]
+    train = ('contrast_train.py', '--weights', TOY.weights, *data, '--train_list', lists / 'train.txt',
              '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
-             *toy_recipe.CONTRAST_TRAIN, *training, *saliency, *weights, '--resume')
+             *TOY.contrast_train, *ROWS[row].train, *saliency, *weights, '--resume')
     infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', lists / 'train.txt', '--out_cam',
-             run / 'cam', *toy_recipe.CONTRAST_INFER[baseline], *inference)
+             run / 'cam', *TOY.seeds(recipe))
     score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',
              '--gt_dir', out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
-             '--curve', *toy_recipe.EVAL_SEEDS[baseline], '--logfile', run / 'eval.txt', '--num_workers', 0)
+             '--curve', *TOY.fixed_threshold(recipe), '--logfile', run / 'eval.txt', '--num_workers', 0)
     return [Step('contrast_train', train), Step('contrast_infer', infer, ('contrast_train',)),
             Step('eval', score, ('contrast_infer',))]
 
@@ -109,7 +118,8 @@ def table(scores, rows, seeds):
              'threshold | the fixed one |', '|---|---|---|---|---|---|']
     for row in rows:
         best, best_at, fixed, fixed_at = zip(*(scores[row, seed] for seed in range(seeds)))
-        lines.append(f'| {row} | {statistics.median(best):.1f} | {min(best):.1f} to {max(best):.1f} '
+        extra = ' (extra supervision: saliency)' if ROWS[row].recipe.saliency else ''
+        lines.append(f'| {row}{extra} | {statistics.median(best):.1f} | {min(best):.1f} to {max(best):.1f} '
                      f'| {statistics.median(best_at):.2f} | {statistics.median(fixed):.1f} | {fixed_at[0]:.2f} |')
     return '\n'.join(lines) + '\n'
 

@@ -2,8 +2,8 @@
 
 Reads   --list, <predict_dir>/<id>.npy (CAMs; a pixel is background where no class scores above the threshold)
         or <id>.png (masks), and <gt_dir>/<id>.png; pixels of ground truth 255 do not count.
-Writes  a per-class table to the screen, one entry more in --logfile, and beside it, of the last run,
-        <logfile>.json and, with --curve, <logfile>.png.
+Writes  a per-class table to the screen, an entry more in --logfile, and for the last run <logfile>.json and, with
+        --curve, <logfile>.png.
 
     python eval.py --list voc12/train.txt --predict_dir out_cam --gt_dir VOC2012/SegmentationClass \
         --comment seeds --type npy --curve True
@@ -11,8 +11,11 @@ Writes  a per-class table to the screen, one entry more in --logfile, and beside
 import time
 from pathlib import Path
 
-from tool import cli, files, metrics
-from tool.cli import UserError
+from data.lists import read_list
+from engine import cli, files
+from engine.errors import UserError
+from engine.evaluation import evaluate_cams, evaluate_masks
+from tool import metrics
 from voc12.classes import VOC
 
 FIXED_THRESHOLD = 0.26  # the background score of contrast_infer.py --out_cam_pred_alpha
@@ -35,23 +38,28 @@ def get_args_parser():
 
 
 def main(args):
-    from tool.evaluation import evaluate
+    # Imported here, because --help need not wait for matplotlib.
+    from report.figures import save_threshold_curve
+
     if args.type == 'png' and (args.curve or args.t is not None):
         raise UserError('--curve' if args.curve else '--t', 'a mask has no scores to compare with a threshold',
                         'leave it out, or score CAMs with --type npy')
-    ids = files.read_list(args.list, '--list')
+    ids = read_list(args.list, '--list')
     split = split_of(ids, args.list)
     logfile = Path(args.logfile)
     files.out_dir(logfile.parent, '--logfile')
     fixed = FIXED_THRESHOLD if args.t is None else args.t
     thresholds = [*metrics.CURVE.tolist(), fixed] if args.curve else [fixed]
-    result = evaluate(ids, args.predict_dir, args.gt_dir, VOC, args.type, thresholds, args.num_workers)
+    where = ids, args.predict_dir, args.gt_dir, VOC
+    result = (evaluate_masks(*where, args.num_workers) if args.type == 'png'
+              else evaluate_cams(*where, thresholds, args.num_workers))
     summary = summarise(args, split, result, fixed)
     print(as_text(summary, result))
     append_log(logfile, args.comment, published_log(args, summary, result))
     files.save_json(f'{logfile}.json', summary)
     if args.curve:
-        plot_curve(f'{logfile}.png', summary)
+        title = f'{args.comment}, {result.images} images, split {split}'
+        save_threshold_curve(f'{logfile}.png', title, summary)
 
 
 def split_of(ids, list_path):
@@ -60,9 +68,9 @@ def split_of(ids, list_path):
     says nothing.
     """
     known = {}
-    for folder in (cli.repo_path(list_path).parent, cli.REPO / 'voc12'):
+    for folder in (files.repo_path(list_path).parent, files.REPO / 'voc12'):
         if not known and all((folder / f'{name}.txt').is_file() for name in ('train', 'val')):
-            known = {name: set(files.read_list(folder / f'{name}.txt')) for name in ('train', 'val', 'train_aug')
+            known = {name: set(read_list(folder / f'{name}.txt')) for name in ('train', 'val', 'train_aug')
                      if (folder / f'{name}.txt').is_file()}
     for name in known:
         if known[name].issuperset(ids):
@@ -76,11 +84,12 @@ def summarise(args, split, result, fixed):
     """What <logfile>.json holds. IoU in percent; "fixed" is at the threshold given, "best" the curve's best or None."""
     def at(index):
         return {'threshold': None if result.thresholds is None else float(result.thresholds[index]),
-                'miou': float(result.miou[index]), 'class_iou': dict(zip(VOC.names, result.class_iou[index].tolist()))}
+                'miou': float(result.miou[index]), 
+                'class_iou': dict(zip(result.classes.names, result.class_iou[index].tolist()))}
     summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list),
                'split': split, 'images': result.images, 'predict_dir': str(args.predict_dir),
                'gt_dir': str(args.gt_dir), 'type': args.type,
-               'unlabelled_share': float(result.unlabelled), 'best': None, 'curve': None}
+               'unlabelled_fraction': float(result.unlabelled), 'best': None, 'curve': None}
     summary['fixed'] = at(0 if result.thresholds is None else result.at(fixed))
     if args.curve:
         curve = [result.at(t) for t in metrics.CURVE.tolist()]
@@ -99,7 +108,7 @@ def as_text(summary, result):
              f'{summary["predict_dir"]} against {summary["gt_dir"]}',
              f'{"IoU in %":<12}' + ''.join(f'{title:>12}' for title, _ in columns)]
     lines += [f'{name:<12}' + ''.join(f'{column["class_iou"][name]:12.2f}' for _, column in columns)
-              for name in VOC.names]
+              for name in result.classes.names]
     lines.append(f'{"mIoU":<12}' + ''.join(f'{column["miou"]:12.2f}' for _, column in columns))
     if fixed['threshold'] is not None:
         lines.append(f'fixed: background score {fixed["threshold"]:g}, chosen without this ground truth')
@@ -133,26 +142,6 @@ def append_log(path, comment, entries):
             file.write(text)
     except OSError as error:
         raise UserError(path, f'log cannot be written ({error.strerror})', 'choose another --logfile') from error
-
-
-def plot_curve(path, summary):
-    """Draw mIoU over the background score to a PNG, the best and the fixed one marked."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(figsize=(6, 4), dpi=100)
-    axes.plot([float(t) for t in summary['curve']], list(summary['curve'].values()))
-    for name, colour in (('best', 'tab:green'), ('fixed', 'tab:orange')):
-        point = summary[name]
-        label = f'{name} {point["threshold"]:.2f}: {point["miou"]:.2f}'
-        axes.plot(point['threshold'], point['miou'], 'o', color=colour, label=label)
-    axes.set(xlabel='background score', ylabel='mIoU (%)',
-             title=f'{summary["comment"]}: {summary["images"]} images, split {summary["split"]}')
-    axes.grid(alpha=.3)
-    axes.legend()
-    with files.atomic(path) as temporary:
-        figure.savefig(temporary, bbox_inches='tight')
-    pyplot.close(figure)
 
 
 if __name__ == '__main__':

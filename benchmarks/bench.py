@@ -10,8 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, whatever the working directory
 
+from benchmarks import cuda, floor, frame, growth, report
 from benchmarks.stages import step1, step2, step3
-from tool import cli
+from engine import cli, files
+from engine.device import select_device
+from engine.errors import UserError
 
 STAGES = {stage.name: stage for stage in step1.STAGES + step2.STAGES + step3.STAGES}
 
@@ -31,11 +34,9 @@ def get_args_parser():
 
 
 def main(args):
-    from benchmarks import cuda, floor, frame, growth, report
-    from tool import files
-    cli.select_device(args.device)
+    select_device(args.device)
     if args.device == 'cpu' and args.stages and 'cuda' in args.stages:
-        raise cli.UserError('--stages cuda', 'needs a GPU', 'add --device cuda')
+        raise UserError('--stages cuda', 'needs a GPU', 'add --device cuda')
     out = files.out_dir(args.out or default_folder(args), '--out')
     options = frame.Options(args.quick, args.device, args.threads)
     wanted = args.stages or [*STAGES, *PARTS]
@@ -55,7 +56,7 @@ def main(args):
 def default_folder(args):
     """Where the report goes without --out."""
     if args.quick or args.stages:
-        return cli.REPO / 'runs' / 'bench'
+        return files.REPO / 'runs' / 'bench'
     return Path(__file__).parent / ('cuda' if args.device == 'cuda' else '')
 
 

@@ -1,4 +1,6 @@
 """The training step and CAM inference at full size under each precision: what to choose on a given GPU."""
+import torch
+
 from benchmarks import frame
 from benchmarks.stages import step1
 
@@ -32,7 +34,6 @@ def count(work, sizes, options):
 
 def measure(work, side, sizes, options):
     """(images a second, peak bytes) of one side."""
-    import torch
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = sizes['precision'] != 'float32'
     case = WORK[work](options, **sizes)
     call = getattr(case, side)

@@ -2,6 +2,10 @@
 import statistics
 import time
 
+import torch
+
+from benchmarks.frame import synchronise
+
 
 def machine(device, threads):
     """{'all cores', 'one core': rates} ('all cores' is the GPU where the device is one)."""
@@ -13,7 +17,6 @@ def rates(device, threads):
     whichever is quicker (the two come from different libraries), in float32 without TF32; bytes a second read and
     written by copying 256 MiB. device: 'cpu' or 'cuda'.
     """
-    import torch
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     side, channels, pixels = (2048, 512, 32) if device == 'cpu' else (8192, 2048, 64)
@@ -30,7 +33,6 @@ def rates(device, threads):
 
 
 def seconds(call, device, repeats=5):
-    from benchmarks.frame import synchronise
     call()
     times = []
     for _ in range(repeats):

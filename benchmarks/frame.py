@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 
 @dataclass(frozen=True)
 class Options:
@@ -66,7 +68,6 @@ class Stage:
 
     def prepare(self, options):
         """The stage's Case, in a process with the wanted threads."""
-        import torch
         torch.set_num_threads(options.threads)
         torch.backends.cudnn.allow_tf32 = False  # the stages are float32 on both sides
         torch.manual_seed(0)
@@ -117,7 +118,6 @@ def hottest(call, device, most=4):
     PyTorch's operations (on CUDA: its kernels) where they make up most of it, else Python's and libraries' functions.
     """
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it reports on the terminal that there is no GPU
-    import torch
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] * (device == 'cuda')
     with torch.profiler.profile(activities=activities) as profiler:
@@ -181,7 +181,6 @@ def cpu_seconds():
 
 def synchronise(device):
     if device == 'cuda':
-        import torch
         torch.cuda.synchronize()
 
 
@@ -191,7 +190,6 @@ def first_call(call, device):
     """
     gc.collect()
     if device == 'cuda':
-        import torch
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         outcome = call()

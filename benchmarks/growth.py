@@ -5,10 +5,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from PIL import Image
+
+from aff_prepare import prepare
 from benchmarks import inputs
 from benchmarks.frame import in_child, timed
 from benchmarks.stages import step1, step2, step3
-from tool import cli
+from engine import cli, files, parallel
 from voc12.classes import VOC
 
 
@@ -75,7 +79,6 @@ def measure_curve(index, options):
 
 
 def prepare(curve, options, sizes):
-    import torch
     torch.set_num_threads(options.threads)
     return curve.setup(options, **sizes)
 
@@ -113,9 +116,7 @@ def worker_curve(options):
 
 def write_image(folder, number, size):
     """A photo and its CAMs, as aff_prepare.py reads them. Returns (folder, id)."""
-    from PIL import Image
 
-    from tool import files
     keys, maps = inputs.cams(*size)
     Image.fromarray(inputs.photo(*size)).save(folder / f'{number}.jpg', quality=95)
     files.save_npy(folder / f'{number}.npy', dict(zip(keys.tolist(), maps)))
@@ -125,13 +126,11 @@ def write_image(folder, number, size):
 
 
 def refine(image):
-    from aff_prepare import prepare
     folder, name = image
     prepare(name, folder, folder, {4.: folder / '4', 24.: folder / '24'}, 10, False, True)
 
 
 def seconds_with(workers, images):
-    from tool import parallel
     with parallel.executor(workers) as pool:
         list(pool.map(refine, images[:2 * workers]))  # starts the processes and their imports
         start = time.perf_counter()

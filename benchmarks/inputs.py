@@ -1,9 +1,12 @@
 """What the stages work on: a photo, CAMs, network outputs and weights, the same in every process."""
 from functools import lru_cache
 
+import cv2
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from tool.cli import REPO
+from engine.files import REPO
 from voc12.classes import VOC
 
 SIZE = 375, 500                     # (H, W) of a usual VOC photo
@@ -17,7 +20,6 @@ def _photo():
 
 def photo(height, width):
     """A VOC photo (tests/golden) at any size, with grain, as a camera adds it: uint8 (H, W, 3)."""
-    import cv2
     image = cv2.resize(_photo(), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     grain = np.random.default_rng(0).normal(0, 3, image.shape)
     return (image + grain).clip(0, 255).round().astype(np.uint8)
@@ -25,7 +27,6 @@ def photo(height, width):
 
 def smooth(count, height, width, seed=0):
     """Smooth random maps, each 0..1, with a little noise, so that no two values tie: float32 (count, H, W)."""
-    import cv2
     rng = np.random.default_rng(seed)
     coarse = rng.random((count, 7, 9), np.float32) ** 3
     maps = np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in coarse])
@@ -41,7 +42,6 @@ def cams(height, width, classes=(4, 14)):
 
 def labels(count, num_foreground=VOC.num_foreground):
     """Image-level labels of a batch: float32 tensor (count, num_foreground)."""
-    import torch
     generator = torch.Generator().manual_seed(0)
     label = torch.zeros(count, num_foreground)
     for row, present in zip(label, (PRESENT * count)[:count]):
@@ -51,7 +51,6 @@ def labels(count, num_foreground=VOC.num_foreground):
 
 def network(net_class, **options):
     """A network with random weights, BatchNorm such that maps keep their scale."""
-    import torch
     torch.manual_seed(0)
     net = net_class(**options)
     for module in net.modules():
@@ -63,7 +62,6 @@ def network(net_class, **options):
 
 def flops_of(call):
     """Floating-point operations (a multiply-add is two) of the convolutions and matrix products of a call."""
-    from torch.utils.flop_counter import FlopCounterMode
     counter = FlopCounterMode(display=False)
     with counter:
         call()

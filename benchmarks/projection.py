@@ -3,7 +3,13 @@
 Networks: the floating-point operations of each pass are counted at full size and width 1 without running them, and cost
 what an operation cost in the 'cam_inference' stage (width 1). All else: the measured time of an image.
 """
+import torch
+
 from benchmarks import inputs
+from contrast_infer import SCALES
+from network import deeplab, resnet38_aff, resnet38_contrast
+from reference.networks import contrast_forward
+from segmentation.experiment.config import Config
 from voc12.classes import VOC
 
 TRAIN, VAL, EPOCHS, DEEPLAB_IMAGES = 10582, 1449, 8, 20_000 * 10
@@ -51,12 +57,7 @@ def network_flops():
 
     A training pass counts three forward passes (gradients of inputs and of weights cost one each).
     """
-    import torch
 
-    from benchmarks.published.networks import contrast_forward
-    from contrast_infer import SCALES
-    from network import deeplab, resnet38_aff, resnet38_contrast
-    from segmentation.experiment.config import Config
     with torch.device('meta'):
         net, aff = resnet38_contrast.Net().eval(), resnet38_aff.Net().eval()
         segment = deeplab.build('deeplabv1_resnet38', VOC.num_classes).eval()

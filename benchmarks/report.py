@@ -3,8 +3,12 @@ import os
 import platform
 import statistics
 
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
+
 from benchmarks import floor, projection
-from tool import files, runinfo
+from engine import files, runinfo
 
 PACKAGES = 'torch', 'torchvision', 'numpy', 'scipy', 'pydensecrf2'
 HOW = """\
@@ -18,7 +22,6 @@ BUSY = 0.7  # load average from which on the machine counts as shared with other
 
 def describe(args):
     """What is measured where: a JSON-ready dict. Call it first: the benchmark's own work raises the load."""
-    import torch
     device = torch.device(args.device) if args.device != 'cpu' else None
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
     return runinfo.describe(vars(args), device) | {
@@ -211,8 +214,6 @@ def cuda_table(sweep, results, info):
 
 def ratio_chart(stages, results):
     """Bars from 1 to the ratio on a logarithmic axis, the aims as ticks."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
     timed = [result for result in results if 'wall_ratio' in result][::-1]
     ratios = [result['wall_ratio'] for result in timed]
     aims = [stages[result['name']].aim or 1 for result in timed]
@@ -236,8 +237,6 @@ def ratio_chart(stages, results):
 
 def growth_chart(curves):
     """Seconds against size, both logarithmic; the exponents in the legends."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     figure = Figure((13, 2.9 * -(-len(curves) // 4)), layout='constrained')
     cells = figure.subplots(-(-len(curves) // 4), 4, squeeze=False).ravel()
     for axes, curve in zip(cells, curves):

@@ -1,10 +1,11 @@
-"""DeepLab v1 and v2 with the published state-dict keys. SPEC section 1; Chen et al., arXiv 1412.7062 and 1606.00915."""
+"""DeepLab v1 and v2 with the published state-dict keys. METHOD 1.6; Chen et al., arXiv 1412.7062 and 1606.00915."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from network.resnet38d import ResNet38
 from network.resnet101 import ResNet101, has_plain_stem
-from network.resnet38d import ResNet38, scaled, width_of
+from network.width import scaled, width_of
 from tool.cam import resize
 
 NAMES = ('deeplabv1_resnet38', 'deeplabv1_resnet101', 'deeplabv2_resnet101')
@@ -39,9 +40,9 @@ class ASPP(nn.Module):
 class DeepLab(nn.Module):
     """What the versions share: a backbone, `head(features)` → logits at stride 8, the way back to the image's size.
 
-    The last map that `backbone.features` gives is the one the head reads. Only convolutions are to be trained: the
+    The head reads the backbone's high level. Only convolutions are to be trained: the
     affine parameters of every BatchNorm have requires_grad off, while its statistics are those of the batch and keep
-    updating (SPEC section 7).
+    updating (METHOD 7.1).
     """
 
     def __init__(self, backbone):
@@ -69,8 +70,7 @@ class DeepLab(nn.Module):
 
     def forward(self, x):
         """Image x (N, 3, H, W), ImageNet-normalised → logits (N, num_classes, H, W)."""
-        features = list(self.backbone.features(x).values())[-1]
-        return resize(self.head(features), x.shape[2:])
+        return resize(self.head(self.backbone.features(x)['high']), x.shape[2:])
 
 
 class DeepLabV1(DeepLab):
@@ -118,12 +118,12 @@ def build(name, num_classes, width=1.0, plain_stem=False, bn_momentum=3e-4):
         raise ValueError(f'unknown network {name!r}: one of {", ".join(NAMES)}')
     if name == 'deeplabv1_resnet38':
         backbone = ResNet38(width)
-        return DeepLabV1(backbone, backbone.channels['conv6'], num_classes, width).prepare(bn_momentum)
+        return DeepLabV1(backbone, backbone.channels['high'], num_classes, width).prepare(bn_momentum)
     if width != 1:
         raise ValueError(f'{name} has no width factor')
     backbone = ResNet101(plain_stem)
     version = DeepLabV1 if name == 'deeplabv1_resnet101' else DeepLabV2
-    return version(backbone, backbone.channels['layer4'], num_classes).prepare(bn_momentum)
+    return version(backbone, backbone.channels['high'], num_classes).prepare(bn_momentum)
 
 
 def options_of(name, state_dict):

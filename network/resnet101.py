@@ -1,8 +1,8 @@
-"""ResNet-101 at stride 8 for DeepLab, with the deep or the plain stem. SPEC section 1."""
+"""ResNet-101 at stride 8 for DeepLab, with the deep or the plain stem. METHOD 1.6."""
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from network.layout import blocked, plain
+from network.layout import to_dense, to_mkldnn
 
 
 class ResNet101(ResNet):
@@ -18,8 +18,8 @@ class ResNet101(ResNet):
         del self.avgpool, self.fc
         if not plain_stem:
             self._deepen_stem()
-        # Channels of the maps that `features` returns, for the heads on top.
-        self.channels = {'layer1': 256, 'layer2': 512, 'layer3': 1024, 'layer4': 2048}
+        self.width, self.stride = 1.0, 8  # it has no width factor
+        self.channels = {'low': 512, 'middle': 1024, 'high': 2048}  # of the levels that `features` returns
 
     def _deepen_stem(self):
         """Replace the stem, and layer1, whose first block must read 128 channels in place of 64."""
@@ -34,16 +34,15 @@ class ResNet101(ResNet):
             nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')  # as torchvision does the others
 
     def features(self, x):
-        """Image x (N, 3, H, W), ImageNet-normalised → {'layer1' (stride 4), 'layer2' to 'layer4' (stride 8)}."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(blocked(x, self)))))
-        taps = {}
-        for name in self.channels:
-            x = getattr(self, name)(x)
-            taps[name] = plain(x)
-        return taps
+        """Image x (N, 3, H, W), ImageNet-normalised → {'low', 'middle', 'high'}: layer2, layer3, layer4, stride 8."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(to_mkldnn(x, self)))))
+        low = self.layer2(self.layer1(x))
+        middle = self.layer3(low)
+        high = self.layer4(middle)
+        return {'low': to_dense(low), 'middle': to_dense(middle), 'high': to_dense(high)}
 
     def forward(self, x):
-        """As features: the classifier of the class underneath is gone."""
+        """As features. Overrides torchvision's forward, whose classifier was removed."""
         return self.features(x)
 
 

@@ -1,9 +1,10 @@
-"""AffinityNet: features whose distance says whether two near pixels belong together. SPEC section 1."""
+"""AffinityNet: features whose distance says whether two near pixels belong together. METHOD 1.5."""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from network.resnet38d import FrozenResNet38, scaled
+from network.resnet38d import FrozenResNet38
+from network.width import scaled
 from tool.affinity import affinities
 
 
@@ -18,9 +19,9 @@ class Net(FrozenResNet38):
     def __init__(self, width=1.0):
         super().__init__(width)
         low, middle, high = scaled(64, width), scaled(128, width), scaled(256, width)
-        self.f8_3 = nn.Conv2d(self.channels['conv4'], low, 1, bias=False)
-        self.f8_4 = nn.Conv2d(self.channels['conv5'], middle, 1, bias=False)
-        self.f8_5 = nn.Conv2d(self.channels['conv6'], high, 1, bias=False)
+        self.f8_3 = nn.Conv2d(self.channels['low'], low, 1, bias=False)
+        self.f8_4 = nn.Conv2d(self.channels['middle'], middle, 1, bias=False)
+        self.f8_5 = nn.Conv2d(self.channels['high'], high, 1, bias=False)
         self.f9 = nn.Conv2d(low + middle + high, low + middle + high, 1, bias=False)
         for layer in (self.f8_3, self.f8_4, self.f8_5):
             nn.init.kaiming_normal_(layer.weight)
@@ -29,8 +30,9 @@ class Net(FrozenResNet38):
 
     def affinity_features(self, x):
         """Image x (N, 3, H, W) → the features that are compared: (N, 448 at width 1, h, w), at stride 8."""
-        taps = self.features(x)
-        levels = [F.elu(self.f8_3(taps['conv4'])), F.elu(self.f8_4(taps['conv5'])), F.elu(self.f8_5(taps['conv6']))]
+        features = self.features(x)
+        levels = [F.elu(self.f8_3(features['low'])), F.elu(self.f8_4(features['middle'])),
+                  F.elu(self.f8_5(features['high']))]
         return F.elu(self.f9(torch.cat(levels, 1)))
 
     def forward(self, x):

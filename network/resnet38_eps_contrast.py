@@ -1,7 +1,6 @@
-"""EPS with pixel-to-prototype contrast: resnet38_contrast without the dropout before its heads. SPEC section 1."""
-from torch import nn
-
+"""EPS with pixel-to-prototype contrast: resnet38_contrast without the dropout before its heads. METHOD 1.4."""
 from network import resnet38_contrast
+from network.resnet38d import FrozenResNet38
 
 
 class Net(resnet38_contrast.Net):
@@ -10,6 +9,7 @@ class Net(resnet38_contrast.Net):
     Published: `proj_fc` for `fc_proj`, and background last. network.weights.read_weights converts such a file.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.dropout7 = nn.Identity()
+    def __init__(self, num_classes, width=1.0):
+        FrozenResNet38.__init__(self, width)
+        self.add_heads(num_classes, dropout=0)
+        self.freeze()

@@ -1,13 +1,14 @@
-"""ResNet-38, wide and dilated ("ResNet-38d"): the backbone of Steps 1 and 2 and of one DeepLab. SPEC section 1."""
+"""ResNet-38, wide and dilated ("ResNet-38d"): the backbone of Steps 1 and 2 and of one DeepLab. METHOD 1.1."""
 import torch.nn.functional as F
 from torch import nn
 
-from network.layout import blocked, plain
+from network.layout import to_dense, to_mkldnn
+from network.width import scaled
 
-
-def scaled(channels, width):
-    """A channel count scaled by the width factor: whole, at least 1."""
-    return max(1, round(channels * width))
+# The residual blocks in forward order.
+BLOCKS = ('b2', 'b2_1', 'b2_2', 'b3', 'b3_1', 'b3_2', 'b4', 'b4_1', 'b4_2', 'b4_3', 'b4_4', 'b4_5', 'b5', 'b5_1',
+          'b5_2', 'b6', 'b7')
+LEVEL_BEFORE = {'b5': 'low', 'b6': 'middle'}  # the activated input of this block is that level of the features
 
 
 class ResBlock(nn.Module):
@@ -29,7 +30,7 @@ class ResBlock(nn.Module):
             self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x):
-        """x (N, C, H, W) → the block's output and its activated input, which networks tap as conv4, conv5."""
+        """x (N, C, H, W) → the block's output and its activated input, which two blocks give to the heads."""
         activated = F.relu(self.bn_branch2a(x))
         shortcut = x if self.conv_branch1 is None else self.conv_branch1(activated)
         y = self.conv_branch2a(activated)
@@ -67,6 +68,7 @@ class ResNet38(nn.Module):
 
     width: factor on every channel count (1.0: the published network; a checkpoint's width is
     conv1a.weight.shape[0] / 64). Everything is trainable here; Steps 1 and 2 freeze parts (FrozenResNet38).
+    channels: those of the levels that `features` returns. stride: pixels of the image per cell of every level.
     """
 
     def __init__(self, width=1.0):
@@ -89,35 +91,29 @@ class ResNet38(nn.Module):
         self.b6 = BottleneckBlock(c1024, c2048, dilation=4, dropout=0.3)
         self.b7 = BottleneckBlock(c2048, c4096, dilation=4, dropout=0.5)
         self.bn7 = nn.BatchNorm2d(c4096)
-        # Channels of the maps that `features` returns, for the heads on top.
-        self.channels = {'conv4': c512, 'conv5': c1024, 'conv6': c4096}
+        self.channels, self.stride = {'low': c512, 'middle': c1024, 'high': c4096}, 8
 
     def features(self, x):
-        """Image x (N, 3, H, W), ImageNet-normalised → {'conv4', 'conv5', 'conv6'}.
+        """Image x (N, 3, H, W), ImageNet-normalised → {'low', 'middle', 'high'}, sides ceil(H / 8), ceil(W / 8).
 
-        conv4, conv5 are the activated inputs of b5, b6; conv6 is the activated output of bn7. No head reads conv3.
-        Sides are ceil(H / 8), ceil(W / 8) at stride 8.
+        Published names: low and middle are conv4 and conv5, the activated inputs of b5 and b6; high is conv6, the
+        activated output of bn7. No head reads conv3.
         """
-        taps = {}
-        tapped = {'b5': 'conv4', 'b6': 'conv5'}
-        x = self.conv1a(blocked(x, self))
-        for name, block in self.blocks():
-            x, activated = block(x)
-            if name in tapped:
-                taps[tapped[name]] = plain(activated)
-        taps['conv6'] = plain(F.relu(self.bn7(x)))
-        return taps
-
-    def blocks(self):
-        """(name, block) of the residual blocks in order."""
-        return [(name, m) for name, m in self.named_children() if isinstance(m, (ResBlock, BottleneckBlock))]
+        features = {}
+        x = self.conv1a(to_mkldnn(x, self))
+        for name in BLOCKS:
+            x, activated = getattr(self, name)(x)
+            if name in LEVEL_BEFORE:
+                features[LEVEL_BEFORE[name]] = to_dense(activated)
+        features['high'] = to_dense(F.relu(self.bn7(x)))
+        return features
 
 
 class FrozenResNet38(ResNet38):
     """The backbone as Steps 1 and 2 train it: BatchNorm fixed everywhere, conv1a and b2* not trained.
 
-    The freezing happens at construction, so that an optimiser built afterwards sees it (the published
-    network froze on its first train() call, after the groups had been made).
+    The parts are frozen at construction, so that an optimiser built afterwards sees it (the published network froze
+    them on its first train() call, after the parameter groups had been made).
     """
 
     not_trained = ('conv1a', 'b2', 'b2_1', 'b2_2')
@@ -136,8 +132,3 @@ class FrozenResNet38(ResNet38):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # running statistics, never those of the batch
         return self
-
-
-def width_of(state_dict, key='conv1a.weight'):
-    """The width factor of the ResNet-38 that a state dict belongs to, read from its first convolution."""
-    return state_dict[key].shape[0] / 64

@@ -1,20 +1,16 @@
-"""Pretrained weights: reading `.pth`, `.ckpt` and MXNet `.params`, loading with a report, building the net that fits.
+"""Pretrained weights: reading them, loading them with a report, building the network that fits. METHOD 2.
 
-SPEC sections 1 and 2. Nothing here is ever loaded silently in part (published: strict=False hid wrong files).
+A file is never loaded in part without a word (published: strict=False hid wrong files).
 """
 import importlib
-import math
-import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from network.resnet38d import width_of
-from tool.cli import UserError
-from tool.distributed import is_main
+from engine.errors import UserError
+from network.mxnet import read_mxnet
+from network.width import width_of
 
 COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older files, never needed
 
@@ -49,7 +45,7 @@ def _read_torch(path):
         state = torch.load(path, map_location='cpu', weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # on a foreign file torch.load raises nearly anything, by where the bytes lead it
+    except Exception as error:  # torch.load raises many exception types on files it did not write
         reason = str(error).split('\n')[0][:120] or type(error).__name__
         raise UserError(path, f'not a file of PyTorch weights ({reason})', 'give a .pth, .ckpt or .params') from error
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
@@ -59,93 +55,6 @@ def _read_torch(path):
         raise UserError(path, 'holds no state dict (tensors by name)', 'give weights saved as a plain state dict')
     return {key.removeprefix('module.'): value.detach().float() if value.is_floating_point() else value.detach()
             for key, value in state.items()}
-
-
-MXNET_LIST, MXNET_V1, MXNET_V2 = 0x112, 0xF993FAC8, 0xF993FAC9
-MXNET_TYPES = dict(enumerate(('<f4', '<f8', '<f2', 'u1', '<i4', 'i1', '<i8')))
-MXNET_MAX_DIMS = 32
-
-
-class _Bytes:
-    """A cursor over a file's bytes that never reads, or lets anybody allocate, more than the file holds."""
-
-    def __init__(self, data):
-        self.data, self.at = data, 0
-
-    def take(self, size):
-        """The next `size` bytes. ValueError where the file ends before."""
-        if size > len(self.data) - self.at:
-            raise ValueError(f'it ends at byte {len(self.data)}, inside an entry of {size} bytes')
-        self.at += size
-        return self.data[self.at - size:self.at]
-
-    def numbers(self, code, count=1):
-        """`count` little-endian numbers of a struct code, as a tuple."""
-        return struct.unpack(f'<{count}{code}', self.take(count * struct.calcsize(f'<{code}')))
-
-
-def _read_ndarray(file):
-    """One MXNet NDArray at the cursor, as float32. The three layouts differ in the words before the shape:
-
-    legacy: ndim uint32, dims uint32. V1: magic uint32, ndim uint32, dims int64. V2: magic, storage type int32 (0 is
-    dense), then as V1. All go on with the device (two int32), the type int32 and the values.
-    """
-    first, = file.numbers('I')
-    if first == MXNET_V2 and file.numbers('i') != (0,):
-        raise ValueError('an array in it is sparse')
-    if first in (MXNET_V1, MXNET_V2):
-        code, (ndim,) = 'q', file.numbers('I')
-    else:
-        code, ndim = 'I', first
-    if not 1 <= ndim <= MXNET_MAX_DIMS:
-        raise ValueError(f'an array in it has {ndim} dimensions')
-    shape = file.numbers(code, ndim)
-    if min(shape) < 0:
-        raise ValueError(f'an array in it has shape {shape}')
-    file.take(8)  # the device it was saved from
-    kind, = file.numbers('i')
-    if kind not in MXNET_TYPES:
-        raise ValueError(f'an array in it has the unknown type {kind}')
-    dtype = np.dtype(MXNET_TYPES[kind])
-    values = np.frombuffer(file.take(math.prod(shape) * dtype.itemsize), dtype)
-    with np.errstate(over='ignore'):  # a float64 beyond float32 becomes inf, which load_weights refuses
-        return torch.from_numpy(values.astype(np.float32).reshape(shape))
-
-
-def read_mxnet(path):
-    """Read an MXNet parameter file of the ImageNet ResNet-38 without MXNet: dict of our key → float32 tensor.
-
-    All three layouts MXNet has written (legacy, V1, V2). Its classifier (linear1000) is dropped; a name that is not the
-    ResNet-38's is kept as it is, so that the load reports it. UserError: malformed file, with what is wrong in it.
-    """
-    file = _Bytes(memoryview(Path(path).read_bytes()))
-    try:
-        if file.numbers('Q', 2)[0] != MXNET_LIST:
-            raise ValueError('it does not begin as one')
-        arrays = [_read_ndarray(file) for _ in range(file.numbers('Q')[0])]
-        keys = [mxnet_key(bytes(file.take(file.numbers('Q')[0])).decode()) for _ in range(file.numbers('Q')[0])]
-        if len(keys) != len(arrays) or len(set(keys)) != len(keys):
-            raise ValueError(f'{len(keys)} names, {len(set(keys))} of them different, for {len(arrays)} arrays')
-    except (ValueError, struct.error, OverflowError) as error:
-        raise UserError(path, f'not an MXNet parameter file ({error})', 'download it again') from error
-    return {key: array for key, array in zip(keys, arrays) if not key.startswith('linear1000')}
-
-
-def mxnet_key(name):
-    """Our key of an MXNet name (SPEC section 2): `arg:res2b1_branch2a_weight` → `b2_1.conv_branch2a.weight`."""
-    name = name.split(':')[-1]
-    match = re.fullmatch(r'(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|gamma|beta|moving_mean|moving_var)', name)
-    if match:
-        kind, stage, index, branch, field = match.groups()
-        block = f'b{stage}_{index}' if index else f'b{stage}'
-        layer = f'{block}.{"conv" if kind == "res" else "bn"}_{branch}'
-    else:
-        match = re.fullmatch(r'(conv1a|bn7)_(weight|gamma|beta|moving_mean|moving_var)', name)
-        if not match:
-            return name
-        layer, field = match.groups()
-    fields = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_var': 'running_var'}
-    return f'{layer}.{fields.get(field, field)}'
 
 
 # ---------------------------------------------------------------- the published EPS layout
@@ -195,7 +104,7 @@ def _layers(keys, most=8):
 
 
 def load_weights(net, weights, path, required='all'):
-    """Load a state dict into net, print one line about it, return the LoadReport.
+    """Load a state dict into net. Returns the LoadReport.
 
     weights: from read_weights. path: the file it came from, for messages. required: 'all' (to infer) or 'backbone' (to
     train from pretrained weights: the layers named in net.from_scratch may be missing).
@@ -221,8 +130,6 @@ def load_weights(net, weights, path, required='all'):
     counters = {key: weights[key] for key in net.state_dict() if key.endswith(COUNTERS) and key in weights}
     # Not strict only because of the counters and of what may be missing: all else was checked above.
     net.load_state_dict({key: weights[key] for key in report.loaded} | counters, strict=False)
-    if is_main():
-        print(f'{path}: {describe(weights)}; {report}')
     return report
 
 
@@ -231,7 +138,7 @@ def describe(state):
     parts = {part for key in state for part in key.split('.')}
     signs = (('cls_conv', 'a DeepLab'), ('f8_5', 'an AffinityNet'), ('proj_fc', 'an EPS + PPC with background last'),
              ('fc_proj', 'a SEAM + PPC or EPS + PPC'), ('f9', 'a SEAM'),
-             ('fc8', 'a ResNet-38 classifier (plain EPS, say)'), ('conv1a', 'a ResNet-38 backbone'),
+             ('fc8', 'a ResNet-38 classifier (plain EPS, for example)'), ('conv1a', 'a ResNet-38 backbone'),
              ('layer4', 'a ResNet backbone'))
     name = next((words for sign, words in signs if sign in parts), 'none of the networks here')
     return f'{name} of width {width_of_weights(state):g}' if 'conv1a' in parts else name
@@ -248,7 +155,7 @@ def width_of_weights(state):
 
 
 def build_net(module_name, state, **kwargs):
-    """Build the network of a `--network` flag (network.resnet38_contrast, say) at the width of its weights.
+    """Build the network of a `--network` flag (network.resnet38_contrast, for example) at the width of its weights.
 
     state: the state dict to be loaded next. kwargs go to Net. UserError: no such module, or one without a Net.
     """
@@ -260,5 +167,5 @@ def build_net(module_name, state, **kwargs):
         module = None
     if not hasattr(module, 'Net'):
         raise UserError('--network', f'{module_name!r} is no module with a class Net',
-                        'use network.resnet38_contrast, say')
+                        'give network.resnet38_contrast, for example')
     return module.Net(width=width_of_weights(state), **kwargs)

@@ -1,8 +1,13 @@
-"""One pass of the network over an image's scales, for the single-scale and the multi-scale result at once."""
+"""One pass of the network over an image's scales gives the single-scale and the multi-scale result. METHOD 7.2."""
 import torch
 
-from tool import cli
+from engine.crf_workers import write_segmentation
+from engine.device import autocast
+from engine.loading import single_items
+from engine.parallel import WorkerPool, progress
 from tool.cam import resize
+
+LOADERS = 2  # reading is quick, compared with the network and the CRF
 
 
 def scales_of(multi):
@@ -15,18 +20,32 @@ def logits(net, scaled, size, config, device, amp):
     """Logits of one image: single-scale and multi-scale, both float32 (C, H, W) on `device`.
 
     scaled: the image at scales_of(config.TEST_MULTISCALE), float32 (3, h, w) each. size: (H, W) of the image.
-    Single-scale: the image as it is, without its mirror image. Multi-scale: the mean over TEST_MULTISCALE and, with
-    TEST_FLIP, the mirror images; the network brings logits to the size of its input, from there they go to `size`.
+    Single-scale: the image as it is, without its flip. Multi-scale: the mean over TEST_MULTISCALE and, with TEST_FLIP,
+    the flips; the network brings logits to the size of its input, from there they go to `size`.
     """
     single, total = None, 0
     for scale, image in zip(scales_of(config.TEST_MULTISCALE), scaled):
         x = image[None].to(device, non_blocking=True)
         if config.TEST_FLIP and scale in config.TEST_MULTISCALE:
             x = torch.cat([x, x.flip(3)])
-        with cli.autocast(device, amp):
+        with autocast(device, amp):
             y = net(x)
         y = resize(y.float(), size)
         single = y[0] if single is None else single
         if scale in config.TEST_MULTISCALE:
             total = total + (y[0] + y[1].flip(2) if len(y) > 1 else y[0])
     return single, total / (len(config.TEST_MULTISCALE) * (2 if config.TEST_FLIP else 1))
+
+
+def segment(net, dataset, config, output, device, args):
+    """Predict a data.segmentation.ScaledImages: the network here, CRF and writing in worker processes behind it.
+
+    output: segmentation.predictions.Output. args: flags with num_workers and amp.
+    """
+    with WorkerPool(args.num_workers) as workers:
+        for item in progress(single_items(dataset, min(LOADERS, args.num_workers), device), 'segment', len(dataset)):
+            single, multi = logits(net, item['scaled'], item['pixels'].shape[:2], config, device, args.amp)
+            scores = {'single': single, 'multi': multi} if 'single' in output.folders else {'multi': multi}
+            probabilities = {name: value.softmax(0).cpu().numpy() for name, value in scores.items()}
+            workers.submit(write_segmentation, output, item['name'], item['pixels'], probabilities,
+                           multi.half().cpu().numpy() if output.logits else None)

@@ -1,11 +1,11 @@
 """The DeepLab of an experiment, with pretrained or with trained weights."""
+from engine.errors import UserError
+from engine.networks import load_with_report
 from network import deeplab
-from network.weights import describe, load_weights, read_weights
-from tool.cli import UserError
-from voc12.classes import VOC
+from network.weights import describe, read_weights
 
 
-def pretrained(config, path):
+def pretrained(config, path, num_classes):
     """The network to train: its backbone from `path`, and its head where the file has one, else kaiming-initialised.
 
     config: a Config (network, TRAIN_BN_MOM). path: weights of the bare backbone or of a whole DeepLab; their width
@@ -14,24 +14,24 @@ def pretrained(config, path):
     state = read_weights(path)
     if not any(key.startswith('backbone.') for key in state):
         state = {f'backbone.{key}': value for key, value in state.items()}
-    net = _build(config, state, path, bn_momentum=config.TRAIN_BN_MOM)
-    load_weights(net, state, path, required='backbone')
+    net = _build(config, state, path, num_classes, bn_momentum=config.TRAIN_BN_MOM)
+    load_with_report(net, state, path, required='backbone')
     return net
 
 
-def trained(config, path):
+def trained(config, path, num_classes):
     """The network to test, all of it from `path`. UserError: missing file, weights of another network."""
     state = read_weights(path)
     found = deeplab.name_of(state)
     if found != config.network:
         raise UserError(path, f'holds {found or describe(state)}, experiment {config.EXP_NAME} needs {config.network}',
                         'give the weights of this experiment, or choose another with --experiment')
-    net = _build(config, state, path)
-    load_weights(net, state, path)
+    net = _build(config, state, path, num_classes)
+    load_with_report(net, state, path)
     return net
 
 
-def _build(config, state, path, **options):
+def _build(config, state, path, num_classes, **options):
     if config.network not in deeplab.NAMES:
         raise UserError('--MODEL_NAME', f'there is no {config.network}', f'use one of {", ".join(deeplab.NAMES)}')
     try:
@@ -39,4 +39,4 @@ def _build(config, state, path, **options):
     except KeyError:
         raise UserError(path, f'holds {describe(state)}, {config.network} needs a {config.MODEL_BACKBONE}',
                         'give weights of that backbone, or choose another --experiment') from None
-    return deeplab.build(config.network, VOC.num_classes, **options)
+    return deeplab.build(config.network, num_classes, **options)

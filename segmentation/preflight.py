@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tool import evaluation, files, metrics, parallel
-from tool.cli import UserError
+from engine import files, parallel
+from engine.errors import UserError
+from engine.workers import count_pseudo_mask
+from tool import metrics
 
 MOST_BACKGROUND = 0.95  # of the labelled pixels. VOC's own masks: 0.73
 MOST_EMPTY = 0.5  # of the masks may show no object at all, although every image of the training lists has one
@@ -25,12 +27,12 @@ class Summary:
 
     @property
     def ignored(self):
-        """Share of the pixels that are ignored, 0..1."""
+        """Fraction of the pixels that are ignored."""
         return self.pixels[metrics.IGNORE] / self.pixels.sum()
 
     @property
     def histogram(self):
-        """Share of the labelled pixels per class, (C,), 0..1."""
+        """Fraction of the labelled pixels per class, (C,)."""
         labelled = self.pixels[:len(self.counts)]
         return labelled / max(1, labelled.sum())
 
@@ -38,8 +40,8 @@ class Summary:
         """The report, for the log. names: the class names."""
         lines = [f'{self.masks} pseudo masks: {100 * self.ignored:.2f}% of the pixels ignored, '
                  f'{self.empty} masks without any object; of the labelled pixels, in %:']
-        shares = [f'{name} {100 * share:.2f}' for name, share in zip(names, self.histogram)]
-        lines += ['  ' + ', '.join(shares[i:i + 7]) for i in range(0, len(shares), 7)]
+        percent = [f'{name} {100 * fraction:.2f}' for name, fraction in zip(names, self.histogram)]
+        lines += ['  ' + ', '.join(percent[i:i + 7]) for i in range(0, len(percent), 7)]
         if self.scored:
             lines.append(f'  mIoU {metrics.mean_iou(self.counts):.2f} against the ground truth, '
                          f'which {self.scored} of the {self.masks} images have')
@@ -59,7 +61,7 @@ def check(ids, image_dir, mask_dir, gt_dir, classes, workers):
     refuse_missing(ids, mask_dir)
     files.need_files(ids, image_dir, '.jpg', '--voc12_root')
     without_gt = set(files.missing_files(ids, gt_dir, '.png'))
-    read = functools.partial(read_one, image_dir=image_dir, mask_dir=mask_dir, num_classes=classes.num_classes)
+    read = functools.partial(count_pseudo_mask, image_dir=image_dir, mask_dir=mask_dir, num_classes=classes.num_classes)
     items = [(name, None if name in without_gt else gt_dir / f'{name}.png') for name in ids]
     pixels, counts = zip(*parallel.map_images(read, items, workers, 'check masks'))
     empty = sum(not p[1:classes.num_classes].any() for p in pixels)
@@ -75,23 +77,6 @@ def refuse_missing(ids, mask_dir):
         named = ', '.join(missing[:10]) + (', …' if len(missing) > 10 else '')
         raise UserError(mask_dir, f'{len(missing)} of {len(ids)} pseudo masks are missing: {named}',
                         'finish the step that writes them, or correct --pseudo_gt (DATA_PSEUDO_GT)')
-
-
-def read_one(item, image_dir, mask_dir, num_classes):
-    """Pixels per label, int64 (256,), and confusion counts of one mask. item: its id and its ground truth or None."""
-    name, gt_path = item
-    path = mask_dir / f'{name}.png'
-    mask = evaluation.read_labels(path, num_classes)
-    size = files.image_size(image_dir / f'{name}.jpg')
-    if mask.shape != size:
-        raise UserError(path, f'is {mask.shape[0]}x{mask.shape[1]} (height x width), its image {size[0]}x{size[1]}',
-                        'write the masks at the size of the images')
-    counts = np.zeros((num_classes, num_classes + 1), np.int64)
-    if gt_path:
-        gt = evaluation.read_labels(gt_path, num_classes)
-        evaluation.same_shape(path, mask.shape, gt_path, gt.shape)
-        counts = metrics.confusion(gt, mask, num_classes)
-    return np.bincount(mask.ravel(), minlength=256), counts
 
 
 def refuse(summary, mask_dir):

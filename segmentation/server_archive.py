@@ -17,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tool import cli, files
-from tool.cli import UserError
-from voc12.classes import VOC, voc_palette
+from data.images import image_folder, image_size
+from data.lists import read_list
+from engine import cli, files
+from engine.errors import UserError
+from voc12.classes import VOC
 
 FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'  # the name prescribed by the devkit, at the top of the archive
 WRONG = 'write the archive again with segmentation/experiment/test.py --split test'
@@ -37,10 +39,10 @@ def write(path, ids, predict_dir):
             archive.addfile(entry, io.BytesIO(data))
 
 
-def check(path, ids, image_dir):
+def check(path, ids, image_dir, classes):
     """Read the archive through and check each file: palette PNG, VOC's colours, the image's size, labels in range.
 
-    ids: those it must hold, no more and no fewer. image_dir: `<id>.jpg`. Nothing is unpacked to disk.
+    ids: those it must hold, no more and no fewer. image_dir: `<id>.jpg`. classes: a ClassSet. Nothing is unpacked.
     UserError naming the file and what is wrong with it; returns nothing where all is well.
     """
     expected = {f'{FOLDER}/{name}.png': name for name in ids}
@@ -51,8 +53,8 @@ def check(path, ids, image_dir):
                     continue
                 if entry.name not in expected or not entry.isfile():
                     raise UserError(path, f'holds {entry.name}, none of the {len(ids)} results or one twice', WRONG)
-                size = files.image_size(Path(image_dir) / f'{expected.pop(entry.name)}.jpg')
-                check_png(f'{path}:{entry.name}', archive.extractfile(entry).read(), size)
+                size = image_size(Path(image_dir) / f'{expected.pop(entry.name)}.jpg')
+                check_png(f'{path}:{entry.name}', archive.extractfile(entry).read(), size, classes)
     except FileNotFoundError:
         raise UserError(path, 'archive not found', 'correct --check') from None
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -62,8 +64,8 @@ def check(path, ids, image_dir):
         raise UserError(path, f'lacks {len(missing)} of {len(ids)} results, {missing[0]} for one', WRONG)
 
 
-def check_png(name, data, size):
-    """UserError unless `data` is a palette PNG with VOC's colours, of `size` (H, W), with class labels only."""
+def check_png(name, data, size, classes):
+    """UserError unless `data` is a palette PNG with the classes' colours, of `size` (H, W), with class labels only."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind, labels, palette = (image.format, image.mode), np.asarray(image), image.getpalette()
@@ -74,10 +76,10 @@ def check_png(name, data, size):
     if labels.shape != size:
         raise UserError(name, f'is {labels.shape[0]}x{labels.shape[1]} (height x width), its image {size[0]}x{size[1]}',
                         WRONG)
-    if labels.max() >= VOC.num_classes:
-        raise UserError(name, f'holds the label {labels.max()}, of 0..{VOC.num_classes - 1}', WRONG)
-    if palette[:3 * VOC.num_classes] != voc_palette()[:3 * VOC.num_classes]:
-        raise UserError(name, 'has another palette than VOC', WRONG)
+    if labels.max() >= classes.num_classes:
+        raise UserError(name, f'holds the label {labels.max()}, of 0..{classes.num_classes - 1}', WRONG)
+    if palette[:3 * classes.num_classes] != classes.palette[:3 * classes.num_classes]:
+        raise UserError(name, f'has another palette than {classes.name}', WRONG)
 
 
 def get_args_parser():
@@ -89,9 +91,8 @@ def get_args_parser():
 
 
 def main(args):
-    from voc12.dataset import image_folder
-    ids = files.read_list(args.list, '--list')
-    check(args.check, ids, image_folder(args.voc12_root))
+    ids = read_list(args.list, '--list')
+    check(args.check, ids, image_folder(args.voc12_root), VOC)
     print(f'{args.check}: {len(ids)} results, all well formed')
 
 

@@ -5,6 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+
+from golden.fill import fill_state_dict
+from network.resnet38_contrast import Net
+from network.resnet38d import ResNet38
+from toy import make as generator
+from voc12 import prepare
+from voc12.classes import VOC
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
@@ -22,13 +30,7 @@ def toy(tmp_path_factory):
     root: the devkit. train, val: lists of 12 and 4 ids; labels: cls_labels.npy. backbone: weights to train from;
     net: weights of a whole network.resnet38_contrast to infer with.
     """
-    import torch
 
-    from network.resnet38_contrast import Net
-    from network.resnet38d import ResNet38
-    from voc12 import prepare
-    from voc12 import toy as generator
-    from voc12.classes import VOC
     root = tmp_path_factory.mktemp('toy_voc')
     lists = root / 'lists'
     generator.make_dataset(root, train=12, val=4, seed=7, settings=generator.Settings(size=(80, 64)))
@@ -44,10 +46,7 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope='session')
 def published_weights(tmp_path_factory):
     """A .pth of network.resnet38_contrast at full width, filled by golden/fill.py. 420 MB, removed afterwards."""
-    import torch
-    from golden.fill import fill_state_dict
 
-    from network.resnet38_contrast import Net
     path = tmp_path_factory.mktemp('published') / 'filled.pth'
     with torch.device('meta'):  # shapes only: the values come from the keys
         net = Net()

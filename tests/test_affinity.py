@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.published import affinity_labels as published
 from golden.fill import fill_state_dict
 from network.resnet38_aff import Net
+from reference import affinity_labels as published
 from tool import affinity, pairs
-from voc12.classes import IGNORE, VOC
+from tool.metrics import IGNORE
+from voc12.classes import VOC
 
 GOLDEN = Path(__file__).parent / 'golden'
 

@@ -16,12 +16,12 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from benchmarks import bench, cuda, floor, frame, growth, inputs, report
-from benchmarks.published import contrast_loss, networks
 from benchmarks.stages import step3
+from data import transforms
+from engine.files import REPO
 from golden.fill import fill_state_dict
 from network.resnet38_contrast import Net
-from tool import transforms
-from tool.cli import REPO
+from reference import contrast_loss, networks
 
 GOLDEN = Path(__file__).parent / 'golden'
 

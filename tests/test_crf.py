@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydensecrf.densecrf import DenseCRF2D
 
-from benchmarks.published.crf import affinity_crf, labels_crf
+from engine.errors import UserError
+from engine.files import REPO
+from reference.crf import affinity_crf, labels_crf
 from tool import crf
-from tool.cli import REPO, UserError
 from voc12.classes import VOC
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -60,7 +62,6 @@ def test_collapse_of_scores_is_exact():
     absent = VOC.num_classes - 3
     ours = crf.refine_probabilities(image, scores, crf.DEEPLAB, absent=absent)
     padded = np.concatenate([scores, np.full((absent, *labels.shape), crf.CLIP, np.float32)])
-    from pydensecrf.densecrf import DenseCRF2D
     field = DenseCRF2D(labels.shape[1], labels.shape[0], len(padded))
     field.setUnaryEnergy(-np.log(padded).reshape(len(padded), -1))
     field.addPairwiseGaussian(sxy=1, compat=3)

@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from golden.fill import fill_state_dict
 from torch import nn
 
+from golden.fill import fill_state_dict
 from network import deeplab
-from voc12.classes import IGNORE, VOC
+from tool.metrics import IGNORE
+from voc12.classes import VOC
 
 GOLDEN = Path(__file__).parent / 'golden'
 

@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden.fill import fill_state_dict
 from PIL import Image
 from torchvision.transforms import v2
 
 import contrast_infer
 import contrast_train
+from data import transforms
+from data.cams import read_cams
+from data.classification import SalientImages
+from data.images import image_size
+from data.lists import read_list
+from data.masks import read_mask
+from engine.errors import UserError
+from engine.loss_log import read_loss_log
+from golden.fill import fill_state_dict
 from network import resnet38_eps, resnet38_eps_contrast, weights
-from tool import baselines, eps, files, seam, transforms
+from tool import eps, recipes, seam
 from tool.cam import EPSILON, resize
-from tool.cli import UserError
-from tool.training import read_loss_log
 from voc12.classes import VOC
-from voc12.dataset import SalientImages
 
 GOLDEN = Path(__file__).parent / 'golden'
 CHANNELS = VOC.num_classes
@@ -157,7 +162,7 @@ def all_channels(maps, label, size):
 def test_terms_are_those_of_the_specification(views):
     maps, label, saliency = views
     present = seam.present_channels(label)
-    terms = eps.terms(*maps, label, present, saliency, tau=0.4, alpha=0.5)
+    terms = eps.losses(*maps, label, present, saliency, tau=0.4, alpha=0.5)
     assert set(terms) == {'cls', 'saliency', 'saliency_rv', 'rvmin', 'er', 'ecr'}
     for name, value in all_channels(maps, label, (8, 8)).items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6, msg=name)
@@ -171,8 +176,8 @@ def test_terms_are_those_of_the_specification(views):
 def test_terms_without_revised_cam(views):
     maps, label, saliency = views
     present = seam.present_channels(label)
-    whole = eps.terms(*maps, label, present, saliency, 0.4, 0.5)
-    plain = eps.terms(*((cam, None) for cam, _ in maps), label, present, saliency, 0.4, 0.5)
+    whole = eps.losses(*maps, label, present, saliency, 0.4, 0.5)
+    plain = eps.losses(*((cam, None) for cam, _ in maps), label, present, saliency, 0.4, 0.5)
     assert plain == {name: whole[name] for name in ('cls', 'saliency')}
 
 
@@ -244,7 +249,7 @@ def saliency_dir(toy, tmp_path):
 
 
 def salient(toy, folder):
-    return SalientImages(files.read_list(toy.train), toy.root, toy.labels, v2.ToImage(), folder)
+    return SalientImages(read_list(toy.train), toy.root, toy.labels, v2.ToImage(), folder)
 
 
 def test_saliency_item(toy, saliency_dir):
@@ -270,7 +275,7 @@ def test_unfit_saliency_map(toy, saliency_dir, damage, words):
 
 
 def test_missing_or_broken_saliency_map(toy, saliency_dir):
-    path = saliency_dir / f'{files.read_list(toy.train)[0]}.png'
+    path = saliency_dir / f'{read_list(toy.train)[0]}.png'
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match='cannot be read'):
         salient(toy, saliency_dir)[0]
@@ -311,7 +316,7 @@ def test_the_defaults_are_those_of_the_baseline():
     (contrast_train, ['--w_saliency', '1'], '--w_saliency'),
     (contrast_train, ['--network', 'network.resnet38_eps'], '--network'),
     (contrast_train, ['--baseline', 'eps'], '--saliency_dir'),
-    (contrast_train, ['--baseline', 'eps', '--saliency_dir', 's', '--network', baselines.PLAIN, '--w_intra', '0.1'],
+    (contrast_train, ['--baseline', 'eps', '--saliency_dir', 's', '--network', recipes.PLAIN, '--w_intra', '0.1'],
      '--w_intra'),
     (contrast_infer, ['--alpha', '8'], '--alpha'),
     (contrast_infer, ['--network', 'network.resnet38_eps'], '--network'),
@@ -354,7 +359,7 @@ def infer(toy, network_weights, out, *words):
               '--infer_list', toy.val, '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred',
               '--out_crf', out / 'crf', '--num_workers', 0, '--device', 'cpu', '--baseline', 'eps', '--scales', 1, *words]
     contrast_infer.main(contrast_infer.get_args_parser().parse_args(list(map(str, script))))
-    return {i: files.read_cams(out / 'cam' / f'{i}.npy', VOC.num_foreground) for i in files.read_list(toy.val)}
+    return {i: read_cams(out / 'cam' / f'{i}.npy', VOC.num_foreground) for i in read_list(toy.val)}
 
 
 def same_cams(first, second):
@@ -379,9 +384,9 @@ def test_eps_with_contrast_from_end_to_end(toy, tmp_path):
     cams = infer(toy, tmp_path / 'run.pth', tmp_path)
     assert same_cams(cams, infer(toy, tmp_path / 'run.ckpt', tmp_path / 'ckpt'))
     for i, (classes, maps) in cams.items():
-        assert maps.shape[1:] == files.image_size(toy.root / 'JPEGImages' / f'{i}.jpg')
+        assert maps.shape[1:] == image_size(toy.root / 'JPEGImages' / f'{i}.jpg')
         assert maps.min() >= 0 and np.allclose(maps.max((1, 2)), 1, atol=1e-3)
-        assert set(np.unique(files.read_mask(tmp_path / 'crf' / f'{i}.png'))) <= {0, *(classes + 1)}
+        assert set(np.unique(read_mask(tmp_path / 'crf' / f'{i}.png'))) <= {0, *(classes + 1)}
 
 
 def test_plain_eps_from_end_to_end(toy, tmp_path):
@@ -403,5 +408,5 @@ def test_alpha_sets_the_background_of_the_pseudo_masks(tmp_path):
     for alpha in (1, 8, 32):
         path = tmp_path / f'{alpha}.png'
         contrast_infer.write({'crf': path}, image, np.array([4]), cams, 0.26, alpha, 5, CHANNELS, VOC.palette)
-        share.append((files.read_mask(path) == 5).mean())
+        share.append((read_mask(path) == 5).mean())
     assert 0 < share[0] < share[1] < share[2] < 1

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import eval as script
-from benchmarks.published import curve as published
-from tool import cli, files
-from tool.evaluation import evaluate
+from data.masks import save_mask
+from engine import cli, files
+from engine.evaluation import evaluate
+from reference import curve as published
 from tool.metrics import CURVE
 from voc12.classes import VOC
 
@@ -25,7 +26,7 @@ def data(tmp_path):
     for i in IDS:
         for folder, name in (('gt', 'gt'), ('png', 'pred')):
             files.out_dir(tmp_path / folder, '')
-            files.save_mask(tmp_path / folder / f'{i}.png', GOLDEN[f'{name}_{i}'], VOC.palette)
+            save_mask(tmp_path / folder / f'{i}.png', GOLDEN[f'{name}_{i}'], VOC.palette)
         files.out_dir(tmp_path / 'npy', '')
         files.save_npy(tmp_path / 'npy' / f'{i}.npy', dict(zip(GOLDEN[f'cam_keys_{i}'].tolist(), GOLDEN[f'cam_{i}'])))
     (tmp_path / 'list.txt').write_text('\n'.join(IDS) + '\n')
@@ -99,7 +100,7 @@ def test_published_command_from_another_folder(data):
     """As the README writes it, in a process of its own, with the list in the published form."""
     (data / 'list.txt').write_text(''.join(f'/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n' for i in IDS))
     flags = '--list list.txt --predict_dir npy --gt_dir gt --comment test --type npy --curve True'
-    done = subprocess.run([sys.executable, cli.REPO / 'eval.py', *flags.split()], cwd=data,
+    done = subprocess.run([sys.executable, files.REPO / 'eval.py', *flags.split()], cwd=data,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (data / 'evallog.txt').is_file() and (data / 'evallog.txt.json').is_file()
@@ -154,7 +155,7 @@ def test_another_shape_than_the_ground_truth(data, capsys, type):
     if type == 'npy':
         files.save_npy(data / 'npy' / f'{i}.npy', {0: GOLDEN[f'cam_{i}'][0][:, :-1]})
     else:
-        files.save_mask(data / 'png' / f'{i}.png', GOLDEN[f'pred_{i}'][:, :-1], VOC.palette)
+        save_mask(data / 'png' / f'{i}.png', GOLDEN[f'pred_{i}'][:, :-1], VOC.palette)
     fails(capsys, data, f'{i}.{type}', '59x51', '59x52', type=type)
 
 
@@ -162,7 +163,7 @@ def test_another_shape_than_the_ground_truth(data, capsys, type):
 def test_label_out_of_range(data, capsys, folder):
     mask = GOLDEN[f'pred_{IDS[0]}'].copy()
     mask[0, 0] = VOC.num_classes
-    files.save_mask(data / folder / f'{IDS[0]}.png', mask, VOC.palette)
+    save_mask(data / folder / f'{IDS[0]}.png', mask, VOC.palette)
     fails(capsys, data, f'{folder}/{IDS[0]}.png', f'label {VOC.num_classes}', type='png')
 
 

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tool import cli, files, safe_pickle
-from tool.cli import UserError
+from data.cams import read_cams
+from data.images import image_size, read_image
+from data.labels import labels_of, read_labels
+from data.lists import read_list
+from data.masks import read_mask, save_mask
+from engine import cli, files, safe_pickle
+from engine.device import select_device
+from engine.errors import UserError
 from voc12.classes import VOC
 
 NUM_FOREGROUND = VOC.num_foreground
@@ -161,7 +167,7 @@ def test_damaged_files_are_users_errors(tmp_path):
         for at in rng.integers(0, len(data), rng.integers(1, 5)):
             data[at] = rng.integers(256)
         (tmp_path / 'x.npy').write_bytes(data[:rng.integers(len(data))] if rng.random() < .3 else data)
-        for read in (files.read_cams, files.read_labels):
+        for read in (read_cams, read_labels):
             try:
                 read(tmp_path / 'x.npy', NUM_FOREGROUND)
                 outcomes['read'] += 1
@@ -182,7 +188,7 @@ def test_missing_and_foreign_npy(tmp_path):
 
 def test_cams_come_in_class_order(tmp_path):
     files.save_npy(tmp_path / 'x.npy', {14: np.full((2, 3), .5), 1: np.ones((2, 3), np.float16)})
-    keys, cams = files.read_cams(tmp_path / 'x.npy', NUM_FOREGROUND)
+    keys, cams = read_cams(tmp_path / 'x.npy', NUM_FOREGROUND)
     assert keys.tolist() == [1, 14] and cams.dtype == np.float32 and cams[:, 0, 0].tolist() == [1, .5]
 
 
@@ -222,8 +228,8 @@ def test_folders_that_cannot_be_written(tmp_path):
 
 def test_masks_keep_labels_and_palette(tmp_path):
     labels = np.array([[0, 20, 255]], np.uint8)
-    files.save_mask(tmp_path / 'x.png', labels, VOC.palette)
-    np.testing.assert_array_equal(files.read_mask(tmp_path / 'x.png'), labels)
+    save_mask(tmp_path / 'x.png', labels, VOC.palette)
+    np.testing.assert_array_equal(read_mask(tmp_path / 'x.png'), labels)
     with Image.open(tmp_path / 'x.png') as image:
         assert image.mode == 'P' and image.convert('RGB').getpixel((1, 0)) == (0, 64, 128)
 
@@ -240,31 +246,31 @@ def picture(path, mode='RGB', size=(20, 10), **options):
 def test_other_colour_modes_are_refused_or_converted(tmp_path, mode, suffix):
     path = picture(tmp_path / f'x.{suffix}', mode)
     with pytest.raises(UserError, match=f'x.{suffix}: image mode is .*, not RGB; .*--convert_rgb'):
-        files.read_image(path)
-    assert files.read_image(path, convert=True).shape == (10, 20, 3)
+        read_image(path)
+    assert read_image(path, convert=True).shape == (10, 20, 3)
 
 
 def test_images_that_cannot_be_used(tmp_path):
-    assert files.read_image(picture(tmp_path / 'x.jpg')).dtype == np.uint8
-    assert files.image_size(tmp_path / 'x.jpg') == (10, 20)
+    assert read_image(picture(tmp_path / 'x.jpg')).dtype == np.uint8
+    assert image_size(tmp_path / 'x.jpg') == (10, 20)
     with pytest.raises(UserError, match='image is 20x7 pixels'):
-        files.read_image(picture(tmp_path / 'small.jpg', size=(20, 7)))
+        read_image(picture(tmp_path / 'small.jpg', size=(20, 7)))
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8))
     noise.save(tmp_path / 'whole.jpg')
     (tmp_path / 'cut.jpg').write_bytes((tmp_path / 'whole.jpg').read_bytes()[:2000])
     with pytest.raises(UserError, match='cut.jpg: image cannot be read'):
-        files.read_image(tmp_path / 'cut.jpg')
+        read_image(tmp_path / 'cut.jpg')
     (tmp_path / 'text.jpg').write_text('hello')
     with pytest.raises(UserError, match='text.jpg: image cannot be read'):
-        files.read_image(tmp_path / 'text.jpg')
+        read_image(tmp_path / 'text.jpg')
     with pytest.raises(UserError, match='nowhere.jpg: image not found'):
-        files.read_image(tmp_path / 'nowhere.jpg')
+        read_image(tmp_path / 'nowhere.jpg')
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'I;16', '1'])
 def test_masks_of_other_modes(tmp_path, mode):
     with pytest.raises(UserError, match='mask has mode'):
-        files.read_mask(picture(tmp_path / 'x.png', mode))
+        read_mask(picture(tmp_path / 'x.png', mode))
 
 
 # ---------------------------------------------------------------- lists and labels
@@ -275,12 +281,12 @@ def test_masks_of_other_modes(tmp_path, mode):
     'JPEGImages\\2007_000032.JPG\n2007_000039.png\n'])
 def test_lists_in_both_forms(tmp_path, text):
     (tmp_path / 'x.txt').write_text(text, encoding='utf-8')
-    assert files.read_list(tmp_path / 'x.txt') == ['2007_000032', '2007_000039']
+    assert read_list(tmp_path / 'x.txt') == ['2007_000032', '2007_000039']
 
 
 def test_ids_are_any_names(tmp_path):
     (tmp_path / 'x.txt').write_text('a.b\n/JPEGImages/COCO_train_0001.jpg\nx\n')
-    assert files.read_list(tmp_path / 'x.txt') == ['a.b', 'COCO_train_0001', 'x']
+    assert read_list(tmp_path / 'x.txt') == ['a.b', 'COCO_train_0001', 'x']
 
 
 @pytest.mark.parametrize('data, words', [(b'', 'empty'), (b'\n \n', 'empty'), (b'a\nb\na\n', 'names a twice'),
@@ -288,16 +294,16 @@ def test_ids_are_any_names(tmp_path):
 def test_lists_that_are_wrong(tmp_path, data, words):
     (tmp_path / 'x.txt').write_bytes(data)
     with pytest.raises(UserError, match=words):
-        files.read_list(tmp_path / 'x.txt')
+        read_list(tmp_path / 'x.txt')
 
 
 def test_labels(tmp_path):
     label = np.eye(NUM_FOREGROUND, dtype=np.float32)[3]
     files.save_npy(tmp_path / 'x.npy', {'a': label, 'b': label.astype(np.int64)})
-    labels = files.read_labels(tmp_path / 'x.npy', NUM_FOREGROUND)
-    np.testing.assert_array_equal(files.labels_of(['b', 'a'], labels, 'x.npy'), [label, label])
+    labels = read_labels(tmp_path / 'x.npy', NUM_FOREGROUND)
+    np.testing.assert_array_equal(labels_of(['b', 'a'], labels, 'x.npy'), [label, label])
     with pytest.raises(UserError, match='no label for c \\(1 of 2'):
-        files.labels_of(['a', 'c'], labels, 'x.npy')
+        labels_of(['a', 'c'], labels, 'x.npy')
 
 
 @pytest.mark.parametrize('value, words', [
@@ -307,7 +313,7 @@ def test_labels(tmp_path):
 def test_labels_that_are_wrong(tmp_path, value, words):
     files.save_npy(tmp_path / 'x.npy', value)
     with pytest.raises(UserError, match=words):
-        files.read_labels(tmp_path / 'x.npy', NUM_FOREGROUND)
+        read_labels(tmp_path / 'x.npy', NUM_FOREGROUND)
 
 
 # ---------------------------------------------------------------- the command line
@@ -364,23 +370,23 @@ def test_user_errors_survive_between_processes():
 
 def test_repository_files_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.repo_path('voc12/val.txt') == cli.REPO / 'voc12' / 'val.txt'
-    assert cli.repo_path('voc12/trainaug.txt') == cli.REPO / 'voc12' / 'train_aug.txt'
-    assert cli.repo_path('lists/val.txt').parts == ('lists', 'val.txt')
+    assert files.repo_path('voc12/val.txt') == files.REPO / 'voc12' / 'val.txt'
+    assert files.repo_path('voc12/trainaug.txt') == files.REPO / 'voc12' / 'train_aug.txt'
+    assert files.repo_path('lists/val.txt').parts == ('lists', 'val.txt')
     (tmp_path / 'voc12').mkdir()
     (tmp_path / 'voc12' / 'val.txt').touch()
-    assert not cli.repo_path('voc12/val.txt').is_absolute()  # the user's own comes first
+    assert not files.repo_path('voc12/val.txt').is_absolute()  # the user's own comes first
 
 
 @pytest.mark.parametrize('name', ['cuda', 'cuda:0'])
 def test_cuda_that_is_not_there(name, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     with pytest.raises(UserError, match='--device: no CUDA device'):
-        cli.select_device(name)
-    assert cli.select_device('auto').type == cli.select_device('cpu').type == 'cpu'
+        select_device(name)
+    assert select_device('auto').type == select_device('cpu').type == 'cpu'
 
 
 @pytest.mark.parametrize('name', ['gpu', 'cpu:0', 'cuda:x', ''])
 def test_unknown_device(name):
     with pytest.raises(UserError, match='--device'):
-        cli.select_device(name)
+        select_device(name)

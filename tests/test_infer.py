@@ -14,8 +14,13 @@ from PIL import Image
 import contrast_infer
 import contrast_train
 import eval as evaluation
+from data.cams import read_cams
+from data.images import image_size
+from data.labels import read_labels
+from data.lists import read_list
+from data.masks import read_mask
+from engine import cli, files
 from network import resnet38_aff
-from tool import cli, files
 from voc12.classes import VOC
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -58,7 +63,7 @@ def photo(published_weights, tmp_path_factory):
 
 def test_cams_of_the_photo_are_the_published_ones(photo):
     golden = np.load(GOLDEN / 'chain.npz')
-    keys, cams = files.read_cams(photo / 'cam' / f'{PHOTO}.npy', VOC.num_foreground)
+    keys, cams = read_cams(photo / 'cam' / f'{PHOTO}.npy', VOC.num_foreground)
     assert keys.tolist() == golden[f'cam_keys_{PHOTO}'].tolist()
     assert cams.dtype == np.float32 and cams.shape == golden[f'cam_{PHOTO}'].shape
     assert np.abs(cams - golden[f'cam_{PHOTO}']).max() <= 1e-4  # they are stretched to 0..1
@@ -88,22 +93,22 @@ def test_seeds_of_the_photo_can_be_scored(photo, tmp_path):
 
 def test_outputs_agree_and_hold_present_classes_only(tiny, toy, tmp_path):
     infer(tiny(tmp_path, '--out_cam_pred_alpha', '0.4'))
-    labels = files.read_labels(toy.labels, VOC.num_foreground)
-    ids = files.read_list(toy.train)
+    labels = read_labels(toy.labels, VOC.num_foreground)
+    ids = read_list(toy.train)
     assert len(contents(tmp_path)) == 3 * len(ids)
     for name in ids:
-        keys, cams = files.read_cams(tmp_path / 'cam' / f'{name}.npy', VOC.num_foreground)
-        height, width = files.image_size(toy.root / 'JPEGImages' / f'{name}.jpg')
+        keys, cams = read_cams(tmp_path / 'cam' / f'{name}.npy', VOC.num_foreground)
+        height, width = image_size(toy.root / 'JPEGImages' / f'{name}.jpg')
         assert keys.tolist() == np.flatnonzero(labels[name]).tolist() and cams.shape[1:] == (height, width)
         scores = np.concatenate([np.full((1, height, width), 0.4, np.float32), cams])
         expected = np.append(0, keys + 1)[scores.argmax(0)]
-        assert (files.read_mask(tmp_path / 'pred' / f'{name}.png') == expected).all()
-        assert set(np.unique(files.read_mask(tmp_path / 'crf' / f'{name}.png'))) <= {0, *(keys + 1)}
+        assert (read_mask(tmp_path / 'pred' / f'{name}.png') == expected).all()
+        assert set(np.unique(read_mask(tmp_path / 'crf' / f'{name}.png'))) <= {0, *(keys + 1)}
 
 
 def test_published_cams_are_read_by_plain_numpy(tiny, toy, tmp_path):
     infer(tiny(tmp_path))
-    name = files.read_list(toy.train)[0]
+    name = read_list(toy.train)[0]
     # Our own file, read as other people's scripts read the published ones.
     cams = np.load(tmp_path / 'cam' / f'{name}.npy', allow_pickle=True).item()
     assert isinstance(cams, dict) and all(type(key) is int and cam.dtype == np.float32 for key, cam in cams.items())
@@ -112,7 +117,7 @@ def test_published_cams_are_read_by_plain_numpy(tiny, toy, tmp_path):
 def test_killed_and_restarted_gives_the_same_bytes(tiny, tmp_path):
     infer(tiny(tmp_path / 'whole'))
     arguments = tiny(tmp_path / 'killed', '--num_workers', '1')
-    process = subprocess.Popen([sys.executable, str(cli.REPO / 'contrast_infer.py'), *arguments],
+    process = subprocess.Popen([sys.executable, str(files.REPO / 'contrast_infer.py'), *arguments],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 600
     while not list((tmp_path / 'killed').glob('crf/[!.]*.png')):
@@ -160,7 +165,7 @@ def devkit(toy, tmp_path):
 
 def second(devkit):
     """(id, path) of the second photo of the list."""
-    name = files.read_list(devkit / 'list.txt')[1]
+    name = read_list(devkit / 'list.txt')[1]
     return name, devkit / 'JPEGImages' / f'{name}.jpg'
 
 
@@ -263,7 +268,7 @@ def test_inference_refuses(damage, devkit, tiny, tmp_path, capsys):
     if damage in BEFORE_WORK:
         assert not written
     else:  # the first photo is done, the second is not begun
-        first = files.read_list(devkit / 'list.txt')[0]
+        first = read_list(devkit / 'list.txt')[0]
         assert {str(path) for path in written} == {f'cam/{first}.npy', f'pred/{first}.png', f'crf/{first}.png'}
 
 
@@ -296,7 +301,7 @@ def test_errors_in_worker_processes_reach_the_user(devkit, tiny, tmp_path, capsy
 def test_the_real_command_exits_with_one_line(devkit, tiny, tmp_path):
     expected = truncated(devkit)
     arguments = inference_of(devkit, tiny, tmp_path / 'out')
-    run = subprocess.run([sys.executable, str(cli.REPO / 'contrast_infer.py'), *arguments],
+    run = subprocess.run([sys.executable, str(files.REPO / 'contrast_infer.py'), *arguments],
                          capture_output=True, text=True)
     assert run.returncode == 2
     assert [line for line in run.stderr.splitlines() if 'error' in line.lower()] == [run.stderr.splitlines()[-1]]

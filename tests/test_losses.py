@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.published import contrast_loss as published
+from engine.training import Run
+from reference import contrast_loss as published
 from tool import contrast, seam
 from tool.cam import resize
-from tool.training import Run
 from voc12.classes import VOC
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -37,8 +37,8 @@ def all_terms(view1, view2, label, size1=VIEW1, size2=VIEW2, **kwargs):
     """Every named term of a step, as contrast_train.py calls for them."""
     (cam1, rv1, f1), (cam2, rv2, f2) = view1, view2
     present = seam.present_channels(label)
-    return (seam.terms((cam1, rv1, size1), (cam2, rv2, size2), label, present, size2)
-            | contrast.terms((f1, rv1), (f2, rv2), label, **kwargs))
+    return (seam.losses((cam1, rv1, size1), (cam2, rv2, size2), label, present, size2)
+            | contrast.losses((f1, rv1), (f2, rv2), label, **kwargs))
 
 
 def test_golden_terms(golden):
@@ -73,7 +73,7 @@ def test_golden_mean_of_the_intra_view_term(golden):
         # View 1 is brought to view 2's size once, not in every draw.
         size = golden['cam2'].shape[2:]
         (rv1, f1), (rv2, f2) = ([resize(m, size) for m in view[1:]] for view in golden_views(golden))
-        draws = [CONTRAST_WEIGHT * contrast.terms((f1, rv1), (f2, rv2), label, wanted=('intra',))['intra'].item()
+        draws = [CONTRAST_WEIGHT * contrast.losses((f1, rv1), (f2, rv2), label, wanted=('intra',))['intra'].item()
                  for _ in range(200)]
     published_error, our_error = golden['intra_std'] / golden['intra_draws'] ** 0.5, np.std(draws) / len(draws) ** 0.5
     assert abs(np.mean(draws) - golden['intra_mean']) <= 4 * np.hypot(published_error, our_error)
@@ -150,7 +150,7 @@ def test_top_share_of_the_cross_regularisation_cuts():
 def test_contrast_gives_the_maps_no_gradient():
     label = labels_with(2, 1)
     (_, rv1, f1), (_, rv2, f2) = random_views(label)
-    sum(contrast.terms((f1, rv1), (f2, rv2), label).values()).backward()
+    sum(contrast.losses((f1, rv1), (f2, rv2), label).values()).backward()
     assert rv1.grad is None and rv2.grad is None
     assert f1.grad.abs().sum() > 0 and f2.grad.abs().sum() > 0
 
@@ -159,15 +159,15 @@ def test_contrast_gives_the_maps_no_gradient():
 def test_only_the_terms_wanted(wanted):
     label = labels_with(1)
     (_, rv1, f1), (_, rv2, f2) = random_views(label)
-    assert contrast.terms((f1, rv1), (f2, rv2), label, wanted=wanted).keys() == set(wanted)
+    assert contrast.losses((f1, rv1), (f2, rv2), label, wanted=wanted).keys() == set(wanted)
 
 
 def test_settings_of_the_contrast_matter():
     label = labels_with(2, 1)
     (_, rv1, f1), (_, rv2, f2) = random_views(label)
-    base = contrast.terms((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',))['cross_prototype']
+    base = contrast.losses((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',))['cross_prototype']
     for change in ({'temperature': 0.5}, {'share': 0.5}, {'bg_threshold': 0.6}):
-        other = contrast.terms((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',), **change)['cross_prototype']
+        other = contrast.losses((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',), **change)['cross_prototype']
         assert abs(other - base) > 1e-3, change
 
 
@@ -235,7 +235,7 @@ def test_mean_of_the_intra_view_term_is_that_of_the_plain_loops():
     view1, view2 = (view[1:] for view in random_views(label, sides=((6, 6), (6, 6))))
     with torch.no_grad():
         torch.manual_seed(0)
-        ours = [contrast.terms(view1[::-1], view2[::-1], label, wanted=('intra',))['intra'].item() for _ in range(200)]
+        ours = [contrast.losses(view1[::-1], view2[::-1], label, wanted=('intra',))['intra'].item() for _ in range(200)]
         with_bg = torch.cat([torch.ones(len(label), 1), label], 1)[:, :, None, None]
         plain = [published.contrast_losses(view1[::-1], view2[::-1], with_bg)['intra'].item() / CONTRAST_WEIGHT
                  for _ in range(40)]
@@ -267,8 +267,8 @@ def forward_and_backward(label, sides, sizes):
     views = random_views(label, sides=sides)
     present = seam.present_channels(label)  # from the CPU's labels, before they go to the device
     with Operations() as operations:
-        terms = seam.terms((*views[0][:2], sizes[0]), (*views[1][:2], sizes[1]), label, present, sizes[1])
-        terms |= contrast.terms(views[0][:0:-1], views[1][:0:-1], label)
+        terms = seam.losses((*views[0][:2], sizes[0]), (*views[1][:2], sizes[1]), label, present, sizes[1])
+        terms |= contrast.losses(views[0][:0:-1], views[1][:0:-1], label)
         sum(terms.values()).backward()
     return operations.count
 
@@ -287,8 +287,8 @@ def test_losses_never_look_at_values():
     present = seam.present_channels(label).to('meta')
     views = [[tensor.detach().to('meta').requires_grad_() for tensor in view] for view in random_views(label)]
     label = label.to('meta')
-    terms = seam.terms((*views[0][:2], SIZES[0]), (*views[1][:2], SIZES[1]), label, present, SIZES[1])
-    terms |= contrast.terms(views[0][:0:-1], views[1][:0:-1], label)
+    terms = seam.losses((*views[0][:2], SIZES[0]), (*views[1][:2], SIZES[1]), label, present, SIZES[1])
+    terms |= contrast.losses(views[0][:0:-1], views[1][:0:-1], label)
     sum(terms.values()).backward()
     assert terms.keys() == {'cls', 'rvmin', 'er', 'ecr', *contrast.TERMS}
 

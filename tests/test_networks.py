@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.training import parameter_groups
 from network import resnet38_contrast, weights
-from network.layout import blocked
+from network.layout import to_mkldnn
 from network.resnet38_contrast import Net, revise
 from network.resnet38d import FrozenResNet38, width_of
-from tool.training import parameter_groups
 
 GOLDEN = Path(__file__).parent / 'golden'
 FROZEN = ('conv1a', 'b2', 'b2_1', 'b2_2')
@@ -198,14 +198,14 @@ def test_inference_on_a_cpu_runs_in_blocks_and_training_does_not(tiny):
     x = torch.randn(2, 3, 40, 48)
     net = tiny.eval()
     with torch.inference_mode():
-        assert blocked(x, net).is_mkldnn == torch.backends.mkldnn.is_available()
+        assert to_mkldnn(x, net).is_mkldnn == torch.backends.mkldnn.is_available()
         assert all(not tap.is_mkldnn for tap in net.features(x).values())
         in_blocks = net.maps(x)
         with torch.autocast('cpu', torch.bfloat16):
-            assert not blocked(x, net).is_mkldnn
-        assert not blocked(x.double(), net).is_mkldnn
-        assert not blocked(x, net.train()).is_mkldnn
+            assert not to_mkldnn(x, net).is_mkldnn
+        assert not to_mkldnn(x.double(), net).is_mkldnn
+        assert not to_mkldnn(x, net.train()).is_mkldnn
     net.eval()
-    assert not blocked(x, net).is_mkldnn  # gradients
+    assert not to_mkldnn(x, net).is_mkldnn  # gradients
     for ours, usual in zip(in_blocks, net.maps(x)):
         torch.testing.assert_close(ours, usual, rtol=1e-5, atol=1e-5 * usual.abs().max().item())

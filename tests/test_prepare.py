@@ -3,7 +3,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tool import cli, files
+from data.labels import read_labels
+from data.lists import read_list
+from data.masks import save_mask
+from engine import cli
 from voc12 import prepare
 from voc12.classes import VOC
 
@@ -34,9 +37,9 @@ def devkit(tmp_path):
         Image.new('RGB', (12, 10)).save(root / 'JPEGImages' / f'{i}.jpg')
     for i, names in OBJECTS.items():
         (root / 'Annotations' / f'{i}.xml').write_text(annotation(names))
-        files.save_mask(root / 'SegmentationClassAug' / f'{i}.png', np.zeros((10, 12)), VOC.palette)
+        save_mask(root / 'SegmentationClassAug' / f'{i}.png', np.zeros((10, 12)), VOC.palette)
         if i != EXTRA:
-            files.save_mask(root / 'SegmentationClass' / f'{i}.png', np.zeros((10, 12)), VOC.palette)
+            save_mask(root / 'SegmentationClass' / f'{i}.png', np.zeros((10, 12)), VOC.palette)
         Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12)).save(root / 'SAL' / f'{i}.png')
     return root
 
@@ -61,9 +64,9 @@ def test_lists(devkit, capsys):
     out = run(devkit)
     written = {path.name for path in out.iterdir()}
     assert written == {'train.txt', 'val.txt', 'train_aug.txt', 'test.txt', 'cls_labels.npy'}
-    assert files.read_list(out / 'train_aug.txt') == sorted([*SPLITS['train'], EXTRA])
+    assert read_list(out / 'train_aug.txt') == sorted([*SPLITS['train'], EXTRA])
     for name, ids in SPLITS.items():
-        assert files.read_list(out / f'{name}.txt') == ids
+        assert read_list(out / f'{name}.txt') == ids
     first = (out / 'train.txt').read_text().splitlines()[0]
     assert first == '/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png'
     said = capsys.readouterr()
@@ -79,7 +82,7 @@ def test_full_counts_are_not_remarked_on(devkit, capsys, monkeypatch):
 
 
 def test_labels_count_every_object_and_no_part(devkit):
-    labels = files.read_labels(run(devkit) / 'cls_labels.npy', VOC.num_foreground)
+    labels = read_labels(run(devkit) / 'cls_labels.npy', VOC.num_foreground)
     assert set(labels) == set(OBJECTS)  # the test image has no annotation
     for i, names in OBJECTS.items():
         assert labels[i].dtype == np.float32
@@ -92,7 +95,7 @@ def test_without_sbd_masks(devkit, capsys):
     assert 'no SegmentationClassAug' in capsys.readouterr().err
     assert (out / 'train_aug.txt').read_text() == ''.join(f'{i}\n' for i in SPLITS['train'])  # ids only
     (devkit / 'ImageSets' / 'Segmentation' / 'trainaug.txt').write_text('\n'.join([*SPLITS['train'], EXTRA]))
-    assert files.read_list(run(devkit) / 'train_aug.txt') == [*SPLITS['train'], EXTRA]
+    assert read_list(run(devkit) / 'train_aug.txt') == [*SPLITS['train'], EXTRA]
 
 
 def test_what_is_missing_is_said(devkit, capsys):
@@ -104,7 +107,7 @@ def test_what_is_missing_is_said(devkit, capsys):
     assert 'val: JPEGImages lacks 1 of 1 files, 2007_000033.jpg the first' in said
     assert f'train_aug: Annotations lacks 1 of 3 files, {EXTRA}.xml the first' in said
     assert 'no test.txt written' in said and not (out / 'test.txt').exists()
-    assert EXTRA not in files.read_labels(out / 'cls_labels.npy', VOC.num_foreground)
+    assert EXTRA not in read_labels(out / 'cls_labels.npy', VOC.num_foreground)
 
 
 def test_runs_twice_to_the_same_bytes(devkit):

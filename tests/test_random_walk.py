@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.published.walk import dense_matrix, dense_walk
+from reference.walk import dense_matrix, dense_walk
 from tool import pairs, random_walk
 
 GOLDEN = Path(__file__).parent / 'golden'

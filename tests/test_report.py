@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import eval as eval_script
-from tool import files, gallery, report
+from data.masks import save_mask
+from engine import files
+from report import gallery, page
 from voc12.classes import VOC
 
 VOID = {'area', 'base', 'br', 'col', 'hr', 'img', 'input', 'link', 'meta', 'source', 'wbr'}
@@ -43,7 +45,7 @@ class Page(html.parser.HTMLParser):
 def save_masks(folder, masks):
     folder.mkdir(parents=True)
     for name, mask in masks.items():
-        files.save_mask(folder / f'{name}.png', mask, VOC.palette)
+        save_mask(folder / f'{name}.png', mask, VOC.palette)
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +101,7 @@ def description(run):
 
 @pytest.fixture(scope='module')
 def text(run):
-    return report.build(description(run), run / 'out' / 'report.html', VOC).read_text(encoding='utf-8')
+    return page.build(description(run), run / 'out' / 'report.html', VOC).read_text(encoding='utf-8')
 
 
 def test_is_one_file_that_needs_no_network(text):
@@ -162,7 +164,7 @@ def test_what_does_not_exist_is_left_out(tmp_path):
     absent = {'list': tmp_path / 'list.txt', 'photos': tmp_path, 'ground_truth': tmp_path,
               'stages': [{'title': 'CAM', 'folder': tmp_path, 'kind': 'cam'}]}
     (tmp_path / 'list.txt').write_text('one\n')
-    text = report.build({'title': 'Empty', 'rows': rows, 'runs': [{'title': 'Step 1', 'session': tmp_path / 'net'}], 'images': absent,
+    text = page.build({'title': 'Empty', 'rows': rows, 'runs': [{'title': 'Step 1', 'session': tmp_path / 'net'}], 'images': absent,
                          'curves': [{'title': 'train', 'scores': tmp_path / 'absent.json'}]}, tmp_path / 'r.html', VOC).read_text()
     page = Page(text)
     assert page.faults == [] and not page.of('img')
@@ -172,12 +174,12 @@ def test_what_does_not_exist_is_left_out(tmp_path):
 
 def test_without_published_figures_their_columns_go(run):
     rows = [{'stage': 'Masks', 'split': 'train', 'scores': run / 'masks.txt.json', 'entry': 'fixed'}]
-    text = report.build({'title': 'Toy', 'rows': rows}, run / 'plain.html', VOC).read_text()
+    text = page.build({'title': 'Toy', 'rows': rows}, run / 'plain.html', VOC).read_text()
     assert 'Published' not in text and 'Difference' not in text and 'oracle)' not in text
 
 
 def test_text_table(run):
-    lines = report.text_table(description(run)['rows']).splitlines()
+    lines = page.text_table(description(run)['rows']).splitlines()
     assert len(lines) == 6
     assert lines[0].split()[-4:] == ['split', 'here', 'published', 'difference']
     assert lines[-1].split() == ['Given', 'val', '12.3', '50.0', '\u221237.7']
@@ -186,9 +188,9 @@ def test_text_table(run):
 def test_damaged_scores_are_named(tmp_path):
     (tmp_path / 'x.json').write_text('{')
     with pytest.raises(files.UserError, match='x.json'):
-        report.build({'title': '', 'rows': [{'stage': '', 'split': '', 'scores': tmp_path / 'x.json', 'entry': 'best'}]}, tmp_path / 'r', VOC)
+        page.build({'title': '', 'rows': [{'stage': '', 'split': '', 'scores': tmp_path / 'x.json', 'entry': 'best'}]}, tmp_path / 'r', VOC)
 
 
 @pytest.mark.parametrize('seconds, words', [(3.4, '3 s'), (65, '1 min 05 s'), (3725.2, '1 h 02 min')])
 def test_duration(seconds, words):
-    assert report.duration(seconds) == words
+    assert page.duration(seconds) == words

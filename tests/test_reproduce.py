@@ -10,9 +10,11 @@ import pytest
 
 import ablation
 import contrast_train
-from tool import baselines, chain, pipeline
-from tool.cli import REPO, UserError
-from tool.pipeline import Step
+from engine.errors import UserError
+from engine.files import REPO
+from report import chain, pipeline
+from report.pipeline import Step
+from tool import recipes
 
 PATHS = chain.Paths(weights='w.params', out='runs/x', saliency_dir='SALImages', deeplab_weights='r101.pth')
 TOY = chain.Paths(weights='w.pth', out='runs/x', voc12_root='toy', lists='toy/lists')
@@ -128,7 +130,7 @@ def test_every_row_is_three_commands_that_go_together(row):
         script, *words = map(str, step.words)
         parsed.append(parser_of(script).parse_args(words))
     train, infer, score = parsed
-    baselines.check(train, contrast_train.DEFAULTS)  # raises where a flag does not belong to the baseline
+    recipes.check(train, contrast_train.DEFAULTS)  # raises where a flag does not belong to the baseline
     assert (train.baseline, train.network) == (infer.baseline, infer.network) and train.seed == 1
     assert infer.out_cam_pred_alpha == score.t
     on = {name for name in contrast_train.TERMS if getattr(train, f'w_{name}')}

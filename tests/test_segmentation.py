@@ -16,17 +16,20 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data.masks import read_mask, save_mask
+from data.segmentation import Augmentation, ScaledImages, normalise, shift_hsv
+from engine import files
+from engine.errors import UserError
+from engine.loss_log import read_loss_log
 from network import deeplab
 from network.resnet38d import ResNet38
 from segmentation import inference, predictions, preflight, server_archive
 from segmentation.experiment import config as configs
 from segmentation.experiment import test as test_script
 from segmentation.experiment import train as train_script
-from tool import cli, crf, files, metrics
-from tool.cli import UserError
-from tool.training import read_loss_log
-from voc12.classes import IGNORE, VOC
-from voc12.segmentation_data import Augmentation, ScaledImages, normalise, shift_hsv
+from tool import crf, metrics
+from tool.metrics import IGNORE
+from voc12.classes import VOC
 
 IDS = [f'image_{i}' for i in range(6)]
 SIZE = (40, 56)  # H, W
@@ -47,9 +50,9 @@ def data(tmp_path_factory):
         mask[8:30, 10:40] = i + 1
         Image.fromarray(image).save(root / f'VOC2012/JPEGImages/{name}.jpg', quality=95)
         mask[7] = IGNORE
-        files.save_mask(root / f'VOC2012/SegmentationClass/{name}.png', mask, VOC.palette)
+        save_mask(root / f'VOC2012/SegmentationClass/{name}.png', mask, VOC.palette)
         mask[20:] = 0  # a pseudo mask is not quite right
-        files.save_mask(root / f'masks/{name}.png', mask, VOC.palette)
+        save_mask(root / f'masks/{name}.png', mask, VOC.palette)
     (root / 'list.txt').write_text('\n'.join(IDS))
     torch.manual_seed(0)
     torch.save(ResNet38(WIDTH).state_dict(), root / 'backbone.pth')
@@ -195,7 +198,7 @@ def in_rgb(path):
 def with_labels(change):
     """A spoiler: rewrite a mask as change(mask)."""
     def spoil(path):
-        files.save_mask(path, change(files.read_mask(path).copy()), VOC.palette)
+        save_mask(path, change(read_mask(path).copy()), VOC.palette)
     return spoil
 
 
@@ -335,12 +338,12 @@ def test_four_numbers_are_resumed_and_scored(data, tmp_path, capsys):
     assert list(scores['miou']) == list(predictions.VARIANTS) and scores['images'] == len(IDS)
     for number in scores['miou'].values():
         assert f'{number:12.2f}' in text
-    counts = sum(metrics.confusion(files.read_mask(data / f'VOC2012/SegmentationClass/{name}.png'),
-                                   files.read_mask(out / f'multi_crf/{name}.png'), VOC.num_classes) for name in IDS)
+    counts = sum(metrics.confusion(read_mask(data / f'VOC2012/SegmentationClass/{name}.png'),
+                                   read_mask(out / f'multi_crf/{name}.png'), VOC.num_classes) for name in IDS)
     assert scores['miou']['multi_crf'] == pytest.approx(metrics.mean_iou(counts), abs=1e-6)
     logits = np.load(tmp_path / 'logits' / f'{IDS[0]}.npy')
     assert logits.dtype == np.float16 and logits.shape == (VOC.num_classes, *SIZE)
-    assert (logits.argmax(0) == files.read_mask(out / f'multi/{IDS[0]}.png')).mean() > 0.99  # ties of float16 aside
+    assert (logits.argmax(0) == read_mask(out / f'multi/{IDS[0]}.png')).mean() > 0.99  # ties of float16 aside
 
     kept = (out / 'multi' / f'{IDS[0]}.png').stat().st_mtime_ns
     (out / 'single_crf' / f'{IDS[1]}.png').unlink()
@@ -372,7 +375,7 @@ def test_testing_refuses(data, tmp_path, flags, message):
 def test_scripts_run_from_their_folder_and_end_with_one_line(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     for script, flag in (('train.py', '--train_list'), ('test.py', '--infer_list')):
-        ended = subprocess.run([sys.executable, script, flag, 'nowhere.txt'], cwd=cli.REPO / 'segmentation/experiment',
+        ended = subprocess.run([sys.executable, script, flag, 'nowhere.txt'], cwd=files.REPO / 'segmentation/experiment',
                                env=environment, capture_output=True, text=True)
         assert ended.returncode == 2
         assert ended.stderr.startswith('error: nowhere.txt: ') and ended.stderr.count('\n') == 1

@@ -11,20 +11,23 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from golden.fill import fill_state_dict
 from PIL import Image
 
 import aff_infer
 import aff_prepare
 import aff_train
+from data.affinity import AffinityCrops, crop_maps, crop_place
+from data.lists import read_list
+from data.masks import read_mask
+from data.probabilities import check_alphas, read_probabilities
+from data.transforms import denormalise
+from engine.errors import UserError
+from engine.files import REPO, read_npy
+from golden.fill import fill_state_dict
 from network.resnet38_aff import Net
 from tool import crf
-from tool.cli import REPO, UserError
-from tool.files import read_list, read_mask, read_npy
-from tool.transforms import denormalise
-from voc12.affinity_data import AffinityCrops, crop_maps, crop_place
-from voc12.affinity_files import check_alphas, read_probabilities
-from voc12.classes import IGNORE, VOC
+from tool.metrics import IGNORE
+from voc12.classes import VOC
 
 GOLDEN = Path(__file__).parent / 'golden'
 PHOTOS = ('2011_000001', '2011_000002')

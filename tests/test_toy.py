@@ -7,12 +7,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tool.cli import UserError
-from voc12 import toy
-from voc12.classes import IGNORE, VOC
-from voc12.toy_glyphs import DISTRACTORS, GLYPHS, THINGS, glyph
+from engine.errors import UserError
+from network.resnet38d import ResNet38
+from tool.metrics import IGNORE
+from toy import make, pretrain
+from toy.glyphs import DISTRACTORS, GLYPHS, THINGS, glyph
+from voc12.classes import VOC
 
 TRAIN, VAL = 2 * VOC.num_foreground, 10
 
@@ -21,7 +24,7 @@ TRAIN, VAL = 2 * VOC.num_foreground, 10
 def voc(tmp_path_factory):
     """A small toy set."""
     out = tmp_path_factory.mktemp('toy') / 'set'
-    toy.make_dataset(out, TRAIN, VAL, seed=3)
+    make.make_dataset(out, TRAIN, VAL, seed=3)
     return out
 
 
@@ -42,32 +45,32 @@ def boxes_of(voc, name):
 
 
 def test_same_seed_same_bytes_also_in_parallel(voc, tmp_path):
-    toy.make_dataset(tmp_path / 'again', TRAIN, VAL, seed=3, workers=2)
+    make.make_dataset(tmp_path / 'again', TRAIN, VAL, seed=3, workers=2)
     assert contents(tmp_path / 'again') == contents(voc)
 
 
 def test_another_seed_gives_other_images(voc):
     for number in range(3):
-        assert not np.array_equal(toy.numbered_scene(3, number)[0], toy.numbered_scene(4, number)[0])
+        assert not np.array_equal(make.numbered_scene(3, number)[0], make.numbered_scene(4, number)[0])
 
 
 def test_an_interrupted_set_is_completed(voc, tmp_path):
-    toy.make_dataset(tmp_path / 'set', 4, 2, seed=3)
+    make.make_dataset(tmp_path / 'set', 4, 2, seed=3)
     whole = contents(tmp_path / 'set')
     kept = tmp_path / 'set' / 'JPEGImages' / '2012_000001.jpg'
     written = kept.stat().st_mtime_ns
     (tmp_path / 'set' / 'SALImages' / '2012_000002.png').unlink()
     (tmp_path / 'set' / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
-    toy.make_dataset(tmp_path / 'set', 4, 2, seed=3)
+    make.make_dataset(tmp_path / 'set', 4, 2, seed=3)
     assert contents(tmp_path / 'set') == whole
     assert kept.stat().st_mtime_ns == written
 
 
 def test_sets_of_other_settings_are_not_mixed(tmp_path):
-    toy.make_dataset(tmp_path, 2, 1, seed=3)
+    make.make_dataset(tmp_path, 2, 1, seed=3)
     before = contents(tmp_path)
     with pytest.raises(UserError, match='other settings'):
-        toy.make_dataset(tmp_path, 2, 1, seed=4)
+        make.make_dataset(tmp_path, 2, 1, seed=4)
     assert contents(tmp_path) == before
 
 
@@ -113,7 +116,7 @@ def test_boxes_and_masks_tell_of_the_same_objects(voc):
         for label, xmin, ymin, xmax, ymax in boxes:
             assert 1 <= xmin < xmax <= mask.shape[1] and 1 <= ymin < ymax <= mask.shape[0]
             inside = mask[ymin - 1:ymax, xmin - 1:xmax] == VOC.foreground.index(label) + 1
-            assert inside.sum() >= toy.MIN_INTERIOR
+            assert inside.sum() >= make.MIN_INTERIOR
             covered[ymin - 1:ymax, xmin - 1:xmax] = True
         assert covered[(mask > 0) & (mask != IGNORE)].all()
 
@@ -136,17 +139,17 @@ def test_saliency_tells_of_objects_but_not_perfectly(voc):
 
 
 def test_an_object_hidden_but_for_a_sliver_is_ignored():
-    canvas = toy.Canvas(np.zeros((40, 40, 3), np.float32))
+    canvas = make.Canvas(np.zeros((40, 40, 3), np.float32))
     square = np.full((20, 20, 4), 255, np.float32)
     canvas.paste(square, (20, 20), 5)
     canvas.paste(square, (22, 20), 7)
-    mask, boxes = toy.annotate(canvas)
+    mask, boxes = make.annotate(canvas)
     assert boxes == [(VOC.foreground[6], 13, 11, 32, 30)]
     assert set(np.unique(mask)) == {0, 7, IGNORE} and (mask[10:30, 10:12] == IGNORE).all()
 
 
 def test_pasting_is_clipped_at_the_edges():
-    canvas = toy.Canvas(np.zeros((10, 10, 3), np.float32))
+    canvas = make.Canvas(np.zeros((10, 10, 3), np.float32))
     thing = np.full((6, 6, 4), 255, np.float32)
     canvas.paste(thing, (0, 0), 1)
     canvas.paste(thing, (30, 30), 2)
@@ -155,9 +158,9 @@ def test_pasting_is_clipped_at_the_edges():
 
 def test_settings_are_used():
     rng = np.random.default_rng(0)
-    assert {tuple(sorted(toy.make_scene(rng, 'cat', toy.Settings(size=(96, 64)))[1].shape)) for _ in range(6)} == {(64, 96)}
-    alone = toy.Settings(max_objects=1, max_distractors=0)
-    assert all(len(toy.make_scene(rng, 'dog', alone)[3]) == 1 for _ in range(10))
+    assert {tuple(sorted(make.make_scene(rng, 'cat', make.Settings(size=(96, 64)))[1].shape)) for _ in range(6)} == {(64, 96)}
+    alone = make.Settings(max_objects=1, max_distractors=0)
+    assert all(len(make.make_scene(rng, 'dog', alone)[3]) == 1 for _ in range(10))
 
 
 def test_glyph_tables():
@@ -170,28 +173,24 @@ def test_glyph_tables():
 
 def test_close_views_for_pretraining():
     rng = np.random.default_rng(0)
-    crop = toy.make_crop(rng, 'diningtable', 48)
+    crop = make.make_crop(rng, 'diningtable', 48)
     assert crop.shape == (48, 48, 3) and crop.dtype == np.uint8
-    assert not np.array_equal(crop, toy.make_crop(rng, 'diningtable', 48))
+    assert not np.array_equal(crop, make.make_crop(rng, 'diningtable', 48))
 
 
 def test_pretraining_views():
-    from voc12 import toy_pretrain
     rng = np.random.default_rng(0)
     image = np.full((80, 96, 3), 128, np.uint8)
     for side in (48, 96, 160):
-        view = toy_pretrain.augment_scene(rng, image, side)
+        view = pretrain.augment_scene(rng, image, side)
         assert view.shape == (side, side, 3) and view.dtype == np.float32 and np.isfinite(view).all() and (view != 0).any()
-    assert toy_pretrain.augment_crop(rng, image[:toy_pretrain.CROP_SIDE, :toy_pretrain.CROP_SIDE]).shape[2] == 3
+    assert pretrain.augment_crop(rng, image[:pretrain.CROP_SIDE, :pretrain.CROP_SIDE]).shape[2] == 3
 
 
 def test_pretraining_makes_a_backbone_that_loads(tmp_path):
-    import torch
-    from network.resnet38d import ResNet38
-    from voc12 import toy_pretrain
     out = tmp_path / 'backbone.pth'
     words = '--crops 64 --crop_steps 1 --scenes 20 --scene_steps 1 --num_workers 0 --check_images 2 --out'.split()
-    toy_pretrain.main(toy_pretrain.get_args_parser().parse_args([*words, str(out)]))
+    pretrain.main(pretrain.get_args_parser().parse_args([*words, str(out)]))
     state = torch.load(out, weights_only=True)
     assert all(value.dtype == torch.float16 for value in state.values() if value.is_floating_point())
     ResNet38(width=1 / 8).load_state_dict(state)
@@ -201,7 +200,7 @@ def test_pretraining_makes_a_backbone_that_loads(tmp_path):
     (['--size', '20x20'], 'WIDTHxHEIGHT'), (['--train', '0'], 'at least 1'), (['--object_size', '.8', '.4'], 'MIN MAX'),
     (['--out', __file__], 'cannot be written')])
 def test_mistakes_are_one_line(tmp_path, flags, complaint):
-    script = Path(toy.__file__)
+    script = Path(make.__file__)
     done = subprocess.run([sys.executable, script, '--out', tmp_path / 'set', *flags], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('error: ') and complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / 'set').exists()

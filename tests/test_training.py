@@ -12,11 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import contrast_train
-from tool import cli, contrast, training
-from tool.training import Run
+from engine import cli, files
+from engine.checkpoint import read_checkpoint
+from engine.loss_log import read_loss_log
+from engine.training import Run
+from network.resnet38_contrast import Net
+from tool import contrast
 
 STEPS = 24  # 12 images, batch 2, 4 epochs
 # The published weight of each term.
@@ -69,7 +74,7 @@ def uninterrupted(toy, tmp_path_factory):
 
 
 def start(arguments):
-    return subprocess.Popen([sys.executable, str(cli.REPO / 'contrast_train.py'), *arguments], stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, str(files.REPO / 'contrast_train.py'), *arguments], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -105,7 +110,7 @@ def test_sigterm_saves_says_so_and_can_be_resumed(command, tmp_path, uninterrupt
     os.killpg(process.pid, signal.SIGTERM)  # as a cluster ends a job: the loading process gets it too
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
-    step = training.read_checkpoint(tmp_path / 'run.ckpt')['step']
+    step = read_checkpoint(tmp_path / 'run.ckpt')['step']
     assert f'SIGTERM: saved {tmp_path / "run.ckpt"} at step {step} of {STEPS}; continue with --resume' in stderr
     assert len(losses(tmp_path / 'run')) == step and not (tmp_path / 'run.pth').exists()
     train([*arguments, '--resume'])
@@ -172,10 +177,8 @@ def test_what_a_run_leaves(command, toy, tmp_path, capsys):
     assert 'warning: total batch 2 < 8' in out and 'val/mAP' in out
 
     state = torch.load(tmp_path / 'run.pth', weights_only=True)
-    from network.resnet38_contrast import Net
     Net(width=1 / 16).load_state_dict(state)  # strict: plain, complete, nothing else
 
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(tmp_path / 'tensorboard' / 'run')).Reload()
     training_tags = {f'train/{name}' for name in ('loss', 'lr', *WEIGHTS)}
     assert set(events.Tags()['scalars']) == training_tags | {'val/cls', 'val/mAP'}
@@ -250,7 +253,7 @@ def test_weighted_sum_is_what_is_minimised(tmp_path):
         run.update({'up': run.net.weight.sum(), 'down': -run.net.weight.sum()}, {'up': 3., 'down': 1., 'absent': 5.})
         break
     torch.testing.assert_close(run.net.weight.detach(), start - 0.1 * (3. - 1.))
-    row, = training.read_loss_log(tmp_path / 'run.losses.jsonl')
+    row, = read_loss_log(tmp_path / 'run.losses.jsonl')
     assert row['loss'] == pytest.approx(3 * row['up'] + row['down'])
 
 
@@ -282,9 +285,9 @@ def test_steps_logged_after_the_checkpoint_are_dropped_on_resuming(tmp_path):
         run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
         if run.step == 4:
             break  # as a kill would, after the checkpoint of step 3
-    rows = training.read_loss_log(log)
+    rows = read_loss_log(log)
     assert [row['step'] for row in rows] == [0, 1, 2, 3]
     with open(log, 'a') as file:
         file.write('{"step": 4, "lo')  # cut short
     assert make_run(tmp_path, resume=True).step == 3
-    assert training.read_loss_log(log) == rows[:3]
+    assert read_loss_log(log) == rows[:3]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine.errors import UserError
 from golden.fill import fill_state_dict
 from network import weights
 from network.resnet38_contrast import Net
-from tool.cli import UserError
 
 GOLDEN = Path(__file__).parent / 'golden'
 LAYOUTS = ('legacy', 'v1', 'v2')

@@ -1,1 +1,1 @@
-"""The arithmetic (CAM, losses, affinity, random walk, CRF, metrics) and the plumbing the scripts share."""
+"""The method (docs/METHOD.md) as pure functions of arrays and tensors. Imports nothing of ours outside tool/."""

@@ -1,6 +1,6 @@
-"""AffinityNet's affinities, what is known of them, and its loss (Ahn and Kwak, CVPR 2018). SPEC sections 1 and 6.
+"""AffinityNet: affinities, their labels, the loss (Ahn and Kwak, CVPR 2018). METHOD 1.5, 6.2, 6.3.
 
-Which cells of the feature map form a pair is tool/pairs.py's to know.
+Pair geometry is in tool/pairs.py. Plain twin of the labels: reference/affinity_labels.py.
 """
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ import torch
 from tool.pairs import cell_means, pair_views
 
 EPSILON = 1e-5
-# Published: half of the loss for the pairs alike (background and foreground equally), half for those that differ.
+# Published: half of the loss for pairs of one label (background and foreground equally), half for pairs of two.
 WEIGHTS = {'loss_bg': 1 / 4, 'loss_fg': 1 / 4, 'loss_neg': 1 / 2}
 
 
@@ -20,8 +20,8 @@ def affinities(features):
 class PairDistance(torch.autograd.Function):
     """Mean over channels of |f_i − f_j| for each pair: features (N, D, h, w) → (N, O, rows, columns of first cells).
 
-    Keeps the features alone for the backward pass, which forms the differences again. Written with plain operations,
-    autograd would keep all of them: 34 maps for each of 448 channels, 150 MB an image at a crop of 448.
+    Only the features are kept for the backward pass, which forms the differences again. Plain autograd would keep every
+    difference: 34 maps for each of 448 channels, 150 MB an image at a crop of 448.
     """
 
     @staticmethod
@@ -55,8 +55,8 @@ def cell_labels(low, high, ignore):
     """What the CRFs under a low and a high alpha (much and little background) agree on, cell by cell.
 
     low, high: (classes (K,), scores (K, H, W)), with label 0 = background; scores are 0 outside the image.
-    Returns uint8 (h, w): a class where even `low` sees it, background where even `high` sees it, else, and outside the
-    image, `ignore`.
+    Returns uint8 (h, w): a class where even `low` sees it, background where even `high` sees it, `ignore` elsewhere and
+    outside the image.
     """
     (low_label, low_score), (high_label, high_score) = (_strongest(*maps) for maps in (low, high))
     label = low_label.copy()
@@ -73,7 +73,7 @@ def _strongest(classes, scores):
 
 
 def pair_labels(label, ignore):
-    """Which pairs are alike: label (N, h, w), values 0 (background), classes, ignore → bg, fg, neg, bool (N, O, P).
+    """The kinds of pairs. label (N, h, w): mask values (0 = background) or ignore → bg, fg, neg, bool (N, O, P).
 
     bg: both background. fg: both the same class. neg: different. Pairs with an ignored cell are none of the three.
     """

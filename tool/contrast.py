@@ -1,44 +1,62 @@
-"""Pixel-to-prototype contrast (SPEC section 3; the paper's section 3): tensor code, no loop over pixels or classes.
+"""Pixel-to-prototype contrast (METHOD 3.4 to 3.6; the paper's section 3): no loop over pixels or classes.
 
 The functions take maps and features and nothing else. Everything is float32.
+Plain twin: reference/contrast_loss.py, contrast_losses.
 """
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
 from tool.cam import resize, score_norm
 
 TERMS = ('cross_prototype', 'cross_cam', 'intra')
-RANKED = slice(3, 13)  # semi-hard prototypes: the 4th to the 13th most similar
+SEMI_HARD_RANKS = slice(3, 13)  # semi-hard prototypes: the 4th to the 13th most similar
+
+
+@dataclass(frozen=True)
+class ViewPixels:
+    """One view as the contrast compares it. P = N·h·w pixels, one after the other.
+
+    features (P, D): L2-normalised. labels (P,): pseudo labels, mask values. prototypes (C, D): L2-normalised.
+    """
+    features: torch.Tensor
+    labels: torch.Tensor
+    prototypes: torch.Tensor
+
+    def similarity(self, prototypes, temperature):
+        """Similarity of each pixel to each prototype, over temperature: (P, C)."""
+        return self.features @ prototypes.T / temperature
 
 
 @torch.no_grad()
-def pseudo_labels(rv, label, bg_threshold):
-    """Scores and pseudo labels of a view from its revised CAMs.
+def pseudo_labels(revised, label, bg_threshold):
+    """Scores and pseudo labels of a view from its revised CAMs. METHOD 3.4.
 
-    rv (N, C, h, w), label (N, C − 1) → scores (N, C, h, w), about 0..1, all classes; labels (N, h, w) int64, only
-    classes of the image-level label and background.
+    revised (N, C, h, w), label (N, K) → scores (N, C, h, w), about 0..1, all classes; labels (N, h, w) int64, mask
+    values, only classes of the image-level label and background.
     """
-    scores = score_norm(rv)
-    scores[:, 0] = bg_threshold  # a constant, so the background's top-k are ties: as published (SPEC section 9, item 7)
+    scores = score_norm(revised)
+    scores[:, 0] = bg_threshold  # a constant, so the background's top-k are ties: as published (METHOD 9.7)
     allowed = F.pad(label, (1, 0), value=1.)[:, :, None, None]
     return scores, (scores * allowed).softmax(1).argmax(1)
 
 
 @torch.no_grad()
 def prototypes(scores, features, k):
-    """One prototype a class: the score-weighted mean of the features at its k best positions in the whole batch.
+    """One prototype a class: the score-weighted mean of the features at its k best pixels in the whole batch.
 
     scores (N, C, h, w), features (N, D, h, w) → (C, D), L2-normalised. As published, classes that no image carries
-    get one as well (SPEC section 9, item 3): they serve as negatives.
+    get a prototype too (METHOD 9.3): it serves as a negative.
     """
-    values, positions = scores.transpose(0, 1).flatten(1).topk(k, dim=1)           # (C, k)
-    chosen = features.permute(0, 2, 3, 1).flatten(0, 2)[positions]                  # (C, k, D)
+    values, pixels = scores.transpose(0, 1).flatten(1).topk(k, dim=1)               # (C, k)
+    chosen = features.permute(0, 2, 3, 1).flatten(0, 2)[pixels]                     # (C, k, D)
     mean = (values[:, :, None] * chosen).sum(1) / values.sum(1, keepdim=True)
     return F.normalize(mean, dim=1)
 
 
 def intra_view(similarity, labels):
-    """Intra-view contrast with semi-hard prototypes and hard pixel sampling.
+    """Intra-view contrast with semi-hard prototypes and hard pixel sampling. METHOD 3.6.
 
     similarity (P, C): pixels to the prototypes of their own view, over temperature. labels (P,) int64.
     A pixel's negatives are the prototypes ranked 4..13 by similarity; its own may be among them. Of a class's n ≥ 2
@@ -46,7 +64,7 @@ def intra_view(similarity, labels):
     Kept as published: the sum over classes is divided by all classes seen, those with one pixel included.
     """
     own = similarity.gather(1, labels[:, None])
-    ranked = similarity.sort(1, descending=True).values[:, RANKED]
+    ranked = similarity.sort(1, descending=True).values[:, SEMI_HARD_RANKS]
     loss = torch.cat([own, ranked], 1).logsumexp(1) - own[:, 0]
     with torch.no_grad():
         weight, seen = _sampling_weights(own[:, 0], labels, similarity.shape[1])
@@ -76,31 +94,33 @@ def _rank_within(values, labels, count):
     return rank
 
 
-def terms(view1, view2, label, *, wanted=TERMS, bg_threshold=0.20, share=1 / 8, temperature=0.1):
+def prepare(view, size, label, bg_threshold, fraction):
+    """The ViewPixels of a tool.cam.View, its maps brought to `size` (h, w). Other arguments as in losses."""
+    features, revised = (resize(maps.float(), size) if maps.shape[2:] != size else maps.float()
+                         for maps in (view.features, view.revised))
+    scores, labels = pseudo_labels(revised, label, bg_threshold)
+    k = max(1, int(size[0] * size[1] * fraction))
+    pixels = F.normalize(features, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    return ViewPixels(pixels, labels.flatten(), prototypes(scores, features.detach(), k))
+
+
+def losses(view1, view2, label, *, wanted=TERMS, bg_threshold=0.20, fraction=1 / 8, temperature=0.1):
     """The named contrast terms {'cross_prototype', 'cross_cam', 'intra'}, unweighted; only those `wanted`.
 
-    view1, view2: (features (N, D, h, w), rv (N, C, h, w)). View 1 is brought to the size of view 2's maps (16×16 as
-    published). label (N, C − 1). share: the share of one image's positions that a prototype averages.
+    view1, view2: tool.cam.View with revised CAMs and features. View 1 is brought to the size of view 2's maps (16×16
+    as published). label (N, K). bg_threshold: background score 0..1 of the pseudo labels. fraction: of one image's
+    pixels, the number that a prototype averages over the whole batch.
     """
-    size = view2[0].shape[2:]
-    k = max(1, int(size[0] * size[1] * share))
-    similarity, labels = {}, {}
-    prepared = []
-    for features, rv in (view1, view2):
-        features, rv = (resize(m.float(), size) if m.shape[2:] != size else m.float() for m in (features, rv))
-        scores, pseudo = pseudo_labels(rv, label, bg_threshold)
-        prepared.append((F.normalize(features, dim=1).permute(0, 2, 3, 1).flatten(0, 2), pseudo.flatten(),
-                         prototypes(scores, features.detach(), k)))
-    for i, (z, pseudo, _) in enumerate(prepared):
-        labels[i] = pseudo
-        for j, (_, _, table) in enumerate(prepared):
-            similarity[i, j] = z @ table.T / temperature
+    size = view2.features.shape[2:]
+    one, two = (prepare(view, size, label, bg_threshold, fraction) for view in (view1, view2))
+    own1, own2 = one.similarity(one.prototypes, temperature), two.similarity(two.prototypes, temperature)
     ce = F.cross_entropy
     out = {}
     if 'cross_prototype' in wanted:
-        out['cross_prototype'] = (ce(similarity[0, 1], labels[0]) + ce(similarity[1, 0], labels[1])) / 2
+        cross1, cross2 = one.similarity(two.prototypes, temperature), two.similarity(one.prototypes, temperature)
+        out['cross_prototype'] = (ce(cross1, one.labels) + ce(cross2, two.labels)) / 2
     if 'cross_cam' in wanted:
-        out['cross_cam'] = (ce(similarity[0, 0], labels[1]) + ce(similarity[1, 1], labels[0])) / 2
+        out['cross_cam'] = (ce(own1, two.labels) + ce(own2, one.labels)) / 2
     if 'intra' in wanted:
-        out['intra'] = (intra_view(similarity[0, 0], labels[0]) + intra_view(similarity[1, 1], labels[1])) / 2
+        out['intra'] = (intra_view(own1, one.labels) + intra_view(own2, two.labels)) / 2
     return out

@@ -1,17 +1,17 @@
-"""The dense CRF of all stages (Krähenbühl and Koltun, NIPS 2011), on pydensecrf. SPEC sections 4, 6, 7. No torch here.
+"""The dense CRF of all stages (Krähenbühl and Koltun, NIPS 2011), on pydensecrf. METHOD 10. No torch here.
 
 Labels whose unary energy is the same at every pixel are exchangeable: mean field gives them the same marginals. So
-the m labels that occur nowhere are carried as ONE of them, which counts m times in the normaliser. The marginals are
-those of the full CRF, at the cost of the labels that do occur.
+the m labels that occur nowhere are carried as ONE label, which counts m times in the normaliser. The marginals are
+those of the full CRF, at the cost of the labels that do occur. Plain twin: reference/crf.py.
 """
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from pydensecrf.densecrf import DenseCRF
 
-from tool.cli import UserError
-
-IMPOSSIBLE = 60.  # energy of a label that fills a place: exp(−60) is nothing beside 1, and no denormal number yet
-PIECE = 2 ** 17  # multiplications at a time
+PADDING_ENERGY = 60.  # energy of padding labels: no probability, yet exp(−60) is not denormal
+CHUNK = 2 ** 17  # work per chunk of the normalisation: stays in cache and below BLAS's threading threshold
 CLIP = 1e-5  # probabilities below it count as it before the logarithm, as in pydensecrf's unary_from_softmax
 
 
@@ -61,7 +61,7 @@ def refine_labels(image, label_maps, classes, num_classes, settings, gt_prob=0.7
     unaries[label_maps[:, None] == occurring[:, None, None]] = -np.log(gt_prob)
     marginals = _infer(image, unaries, other, absent, settings)
     place = {label: i for i, label in enumerate(occurring.tolist())}
-    # Last comes the one that stands for those that occur nowhere.
+    # The last marginal is that of the label which stands for all that occur nowhere.
     return np.stack([marginals[:, place.get(c, -1)] for c in np.asarray(classes).tolist()], axis=1)
 
 
@@ -81,23 +81,23 @@ def label_map(probabilities, classes):
 
 
 def _infer(image, unaries, absent_energy, absent, settings):
-    """Mean field for each of `unaries` (A, K, H, W), with one label of constant energy that stands for `absent` ones.
+    """Mean field for each of `unaries` (A, K, H, W), with one label of constant energy that stands for `absent` labels.
 
     Returns float32 (A, K or K + 1, H, W): that label's own marginal, where absent > 0, comes last.
 
     All A go through the lattices at once, as A groups of labels that are normalised by themselves after every
-    iteration: two then cost a quarter more than one.
+    iteration: two maps then cost a quarter more than one.
     """
     count, labels, height, width = unaries.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8:
         raise ValueError(f'image {image.shape} {image.dtype} does not fit label maps of {(height, width)}')
     carried = labels + (absent > 0)
-    group = carried if carried < 3 else -4 * (-carried // 4)  # the lattices take labels by four: three are slower
-    energies = np.full((count, group, height * width), IMPOSSIBLE, np.float32)
+    group = carried if carried < 3 else 4 * math.ceil(carried / 4)  # the lattices take labels by four: three are slower
+    energies = np.full((count, group, height * width), PADDING_ENERGY, np.float32)
     energies[:, :carried] = absent_energy
     energies[:, :labels] = unaries.reshape(count, labels, -1)
     position, appearance = _features(image, settings)
-    field = _densecrf()(height * width, count * group)
+    field = DenseCRF(height * width, count * group)
     field.addPairwiseEnergy(position, compat=settings.gaussian_compat)
     field.addPairwiseEnergy(appearance, compat=settings.bilateral_compat)
     field.setUnaryEnergy(energies.reshape(count * group, -1))
@@ -106,13 +106,13 @@ def _infer(image, unaries, absent_energy, absent, settings):
     members = np.zeros((group, group), np.float32)
     members[:carried] = absent
     members[:labels] = 1
-    # Pieces that stay in the cache, and are too small for BLAS to start threads, which would only wait beside one.
-    pieces = np.array_split(marginals, -(-len(marginals) * group ** 2 // PIECE))
+    # Normalise in chunks: they fit the cache and are too small for BLAS to spawn threads.
+    chunks = np.array_split(marginals, math.ceil(len(marginals) * group ** 2 / CHUNK))
     for iteration in range(settings.iterations + 1):
         if iteration:
             field.stepInference(*state)
-        for piece in pieces:
-            piece /= piece @ members  # the product: a group's sum, once for each of its labels
+        for chunk in chunks:
+            chunk /= chunk @ members  # the product: a group's sum, repeated for each of its labels
     marginals = marginals.reshape(height, width, count, group)[..., :carried]
     return np.ascontiguousarray(marginals.transpose(2, 3, 0, 1))
 
@@ -127,12 +127,3 @@ def _features(image, settings):
     np.divide(position, np.float32(settings.bilateral_sxy), out=appearance[:2])
     np.divide(image.reshape(-1, 3).T, np.float32(settings.bilateral_srgb), out=appearance[2:])
     return position / np.float32(settings.gaussian_sxy), appearance
-
-
-def _densecrf():
-    """pydensecrf's DenseCRF. Imported here, so that only those who run a CRF need the package."""
-    try:
-        from pydensecrf.densecrf import DenseCRF
-    except ImportError as error:  # some builds import as an empty package, without densecrf
-        raise UserError('pydensecrf', f'the CRF cannot be loaded ({error})', 'pip install pydensecrf2') from None
-    return DenseCRF

@@ -1,7 +1,10 @@
-"""The one confusion matrix, and the curve over background scores from a single look at each image. SPEC section 5."""
+"""The one confusion matrix, and the curve over background scores from one pass over each image. METHOD 5.
+
+Plain twin: reference/curve.py.
+"""
 import numpy as np
 
-IGNORE = 255  # in the ground truth: counts for nothing; in a prediction: no label given, which counts as a miss
+IGNORE = 255  # mask value: in the ground truth the pixel does not count; in a prediction it has no label, a miss
 CURVE = np.arange(60) / 100  # the background scores of --curve
 
 

@@ -1,15 +1,15 @@
-"""The grid that AffinityNet works on: cells of 8×8 pixels, and which of them form pairs. SPEC sections 1 and 6.
+"""The grid that AffinityNet works on: cells of 8×8 pixels, and which of them form pairs. METHOD 1.5, 6.2.
 
-Works on arrays and tensors alike and imports no torch, so that the processes that only walk need not load it.
+Works on arrays and tensors alike and imports no torch: worker processes that only walk need not load it.
 """
 import numpy as np
 
 STRIDE = 8  # pixels of the image per cell of the feature map
-RADIUS = 5  # cells within which cells are paired
+RADIUS = 5  # two cells form a pair if they are less than RADIUS apart
 
 
 def cell_means(maps):
-    """Mean of every 8×8 cell: maps (K, H, W) float → float32 (K, ⌈H/8⌉, ⌈W/8⌉). Beyond their right and lower edge: 0."""
+    """Mean of every 8×8 cell: maps (K, H, W) float → float32 (K, ⌈H/8⌉, ⌈W/8⌉), 0 beyond the image."""
     count, height, width = maps.shape
     padded = np.pad(maps, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)))
     cells = padded.reshape(count, padded.shape[1] // STRIDE, STRIDE, padded.shape[2] // STRIDE, STRIDE)

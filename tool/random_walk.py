@@ -1,9 +1,9 @@
-"""The random walk over AffinityNet's affinities, with a sparse transition matrix. SPEC section 6. No torch here.
+"""The random walk over AffinityNet's affinities, with a sparse transition matrix. METHOD 6.4. No torch here.
 
-Published: the dense matrix of all cells is squared log2(steps) times, at 2·n³ operations a time and n² memory. A cell
-has at most 69 neighbours (34 pairs each way, and itself), so multiplying the few score maps by the sparse matrix `steps`
-times gives the same, in O(pixels · 34) memory. It takes tens of milliseconds on one core, so it runs in the processes that
-write the masks, behind the network, on machines with and without a GPU alike.
+Published: the dense matrix of all cells is squared log2(steps) times, at 2·n³ operations a time and n² memory (plain
+twin: reference/walk.py). A cell has at most 69 neighbours (34 pairs each way, and itself), so multiplying the few score
+maps by the sparse matrix `steps` times gives the same, in O(pixels · 34) memory. The walk takes tens of milliseconds on
+one core, so it runs in the worker processes that write the masks, with and without a GPU alike.
 """
 import cv2
 import numpy as np
@@ -23,8 +23,8 @@ def affinity_matrix(affinity, height, width):
     columns = np.concatenate([second.ravel() for second in seconds]) if seconds else rows
     values = np.asarray(affinity, np.float64).ravel()
     entries = np.concatenate([values, values, np.ones(len(cell))])
-    places = np.concatenate([rows, columns, cell]), np.concatenate([columns, rows, cell])
-    return sparse.csr_array((entries, places), shape=(len(cell), len(cell)))
+    positions = np.concatenate([rows, columns, cell]), np.concatenate([columns, rows, cell])
+    return sparse.csr_array((entries, positions), shape=(len(cell), len(cell)))
 
 
 def walk(scores, affinity, beta, steps):

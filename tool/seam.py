@@ -1,7 +1,7 @@
-"""SEAM's losses (SPEC section 3), on the present channels only.
+"""SEAM's losses (METHOD 3.2, 3.3), on the present channels only. Plain twin: reference/contrast_loss.py, seam_losses.
 
-An image carries one or two of the classes. Absent channels are zero in every term but the classification loss, so
-the maps of the present ones are taken out first (`present_channels`, `take`) and only these are enlarged and compared.
+An image carries one or two of the classes. Absent channels are zero in every term but the classification loss, so the
+maps of the present classes are selected first (`present_channels`, `select`) and only these are enlarged and compared.
 """
 from typing import NamedTuple
 
@@ -11,35 +11,50 @@ import torch.nn.functional as F
 from tool.cam import max_norm, resize, winner_take_all
 
 
-class Present(NamedTuple):
-    """Which channels of each image count. index (N, K) int64: background first, then the present classes, padded
-    with the background. mask (N, K, 1, 1): 1 for the background and the present classes, 0 for padding."""
+class PresentChannels(NamedTuple):
+    """Which channels of each image count. index (N, S) int64: background first, then the present classes, padded
+    with the background. mask (N, S, 1, 1): 1 for the background and the present classes, 0 for padding."""
     index: torch.Tensor
     mask: torch.Tensor
 
     def to(self, device):
-        return Present(*(t.to(device, non_blocking=True) for t in self))
+        return PresentChannels(*(t.to(device, non_blocking=True) for t in self))
+
+
+class Target(NamedTuple):
+    """What the losses know of a batch of images.
+
+    label (N, K): image-level labels, 0 or 1 per foreground class. present: the channels that they allow.
+    saliency (N, 1, H, W), 0..1, of view 1's images; None for a baseline without saliency.
+    """
+    label: torch.Tensor
+    present: PresentChannels
+    saliency: torch.Tensor = None
+
+    def to(self, device):
+        return Target(*(None if value is None else value.to(device) if isinstance(value, PresentChannels)
+                        else value.to(device, non_blocking=True) for value in self))
 
 
 def present_channels(label):
-    """The Present of image-level labels (N, foreground classes). Call it on the CPU: K depends on the values."""
+    """The PresentChannels of image-level labels (N, K). Call it on the CPU: their number depends on the values."""
     slots = max(1, int(label.sum(1).max()))
     mask, foreground = label.sort(dim=1, descending=True, stable=True)
     mask, foreground = mask[:, :slots], (foreground[:, :slots] + 1) * (mask[:, :slots] > 0)
     first = torch.zeros(len(label), 1)
-    return Present(torch.cat([first.long(), foreground], 1), torch.cat([first + 1, mask], 1)[:, :, None, None])
+    return PresentChannels(torch.cat([first.long(), foreground], 1), torch.cat([first + 1, mask], 1)[:, :, None, None])
 
 
-def take(maps, present):
-    """The present channels of maps (N, C, h, w): (N, K, h, w); padding slots are zero, which no term sees."""
+def select(maps, present):
+    """The present channels of maps (N, C, h, w): (N, S, h, w); padding slots are zero, which no term sees."""
     return maps.gather(1, present.index[:, :, None, None].expand(-1, -1, *maps.shape[2:])) * present.mask
 
 
 def classification_loss(cam, label, size):
     """Multilabel soft margin of the spatial mean of the CAM at `size` against the label.
 
-    cam (N, C, h, w) before enlargement, label (N, C − 1). Enlarging is linear, so its mean is a weighted mean of the
-    small map: the row and column weights are the column means of the two interpolation matrices.
+    cam (N, C, h, w) at feature size, label (N, K), size (H, W). Enlarging is linear, so the mean of the enlarged CAM
+    is a weighted mean of the small one: its weights are the column means of the two interpolation matrices.
     """
     rows, columns = (_interpolation_mean(small, large, cam) for small, large in zip(cam.shape[2:], size))
     logits = torch.einsum('nchw,h,w->nc', cam, rows, columns)
@@ -52,46 +67,55 @@ def _interpolation_mean(small, large, like):
     return F.interpolate(unit, large, mode='linear', align_corners=True)[0].mean(1)
 
 
-def rvmin_loss(rv):
+def rvmin_loss(revised):
     """Adaptive min pooling: mean of the ReLU of the lowest quarter of pixels of the strongest foreground map.
 
-    rv (N, K − 1, H, W): revised CAMs of the present classes at view size. Keeps them from lighting up everywhere.
+    revised (N, S − 1, H, W): revised CAMs of the present classes at view size. The loss keeps them from lighting up
+    everywhere.
     """
-    # Absent classes are zero in the published product with the label, hence the ReLU before the quarter is chosen.
-    strongest = F.relu(rv.max(1).values).flatten(1)
+    # The published code multiplies by the label first, so absent classes contribute 0: the maximum is at least 0.
+    strongest = F.relu(revised.max(1).values).flatten(1)
     lowest = strongest.topk(strongest.shape[1] // 4, largest=False, sorted=False).values
     return lowest.mean()
 
 
-def cross_regularisation(target, rv, num_channels, share=0.2):
-    """ECR of one direction: the mean of the largest `share` of |onehot(target) − rv| per image.
+def cross_regularisation(target, revised, num_channels, fraction=0.2):
+    """ECR of one direction: the mean of the largest `fraction` of |onehot(target) − revised| per image.
 
-    target (N, K − 1, h, w): normalised foreground CAMs of the other view, no gradient. rv (N, K, h, w): normalised
-    revised CAMs, background first.
-    The share is taken of all num_channels·h·w entries; those of absent channels are zero.
+    target (N, S − 1, h, w): normalised foreground CAMs of the other view, no gradient. revised (N, S, h, w):
+    normalised revised CAMs, background first. The fraction is of all num_channels·h·w entries; those of absent
+    channels are zero.
     """
-    difference = (winner_take_all(target.detach()) - rv).abs().flatten(1)
-    k = int(num_channels * target.shape[2] * target.shape[3] * share)
+    difference = (winner_take_all(target.detach()) - revised).abs().flatten(1)
+    k = int(num_channels * target.shape[2] * target.shape[3] * fraction)
     if difference.shape[1] > k:
         difference = difference.topk(k, sorted=False).values
     return difference.sum(1).mean() / k
 
 
-def terms(view1, view2, label, present, common):
+def classification(view1, view2, target):
+    """The classification term of both views, {'cls'}, unweighted."""
+    return {'cls': sum(classification_loss(view.cam, target.label, view.size) / 2 for view in (view1, view2))}
+
+
+def losses(view1, view2, target, common=None):
     """The named terms of SEAM: {'cls', 'rvmin', 'er', 'ecr'}, unweighted.
 
-    view1, view2: (cam, cam_rv, (H, W)) — maps (N, C, h, w) at feature size and the size of the view they came from.
-    label (N, C − 1), present: its present channels. common: (h, w) at which er and ecr compare the views.
+    view1, view2: tool.cam.View with revised CAMs. target: Target.
+    common: (h, w) at which er and ecr compare the views; view 2's size unless given.
     """
-    out = {'cls': 0., 'rvmin': 0.}
+    common = view2.size if common is None else common
+    out = classification(view1, view2, target)
+    out['rvmin'] = 0.
     normalised = []
-    for cam, rv, size in (view1, view2):
-        out['cls'] = out['cls'] + classification_loss(cam, label, size) / 2
-        cam, rv = resize(take(cam, present)[:, 1:], size), resize(take(rv, present), size)
-        out['rvmin'] = out['rvmin'] + rvmin_loss(rv[:, 1:]) / 2
-        normalised += [resize(max_norm(m), common) for m in (cam, rv)]
-    cam1, rv1, cam2, rv2 = normalised
-    channels = view1[0].shape[1]
-    out['er'] = (cam1 - cam2).abs().sum() / (len(label) * (channels - 1) * common[0] * common[1])
-    out['ecr'] = cross_regularisation(cam2, rv1, channels) + cross_regularisation(cam1, rv2, channels)
+    for view in (view1, view2):
+        cam = resize(select(view.cam, target.present)[:, 1:], view.size)
+        revised = resize(select(view.revised, target.present), view.size)
+        out['rvmin'] = out['rvmin'] + rvmin_loss(revised[:, 1:]) / 2
+        normalised += [resize(max_norm(maps), common) for maps in (cam, revised)]
+    cam1, revised1, cam2, revised2 = normalised
+    channels = view1.cam.shape[1]
+    out['er'] = (cam1 - cam2).abs().sum() / (len(target.label) * (channels - 1) * common[0] * common[1])
+    out['ecr'] = (cross_regularisation(cam2, revised1, channels)
+                  + cross_regularisation(cam1, revised2, channels))
     return out

@@ -1,1 +1,1 @@
-"""The data side: class descriptions, VOC datasets, lists and labels from a devkit, the toy VOC."""
+"""PASCAL VOC 2012: its class names, its lists and image-level labels from a devkit."""

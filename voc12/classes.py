@@ -1,52 +1,5 @@
-"""What a data set's classes are: the one place that knows their number, names, order and colours."""
-from dataclasses import dataclass
-
-IGNORE = 255  # the mask value of pixels that count for nothing
-
-
-@dataclass(frozen=True)
-class ClassSet:
-    """The classes of a data set. Background is class 0 (and channel 0) everywhere in this project.
-
-    name: how reports call the data set. foreground: the foreground class names; the name at index k
-    is label k + 1 in masks and column k of the image-level labels.
-    """
-    name: str
-    foreground: tuple
-
-    @property
-    def num_foreground(self):
-        """Number of foreground classes (VOC: 20), the length of an image-level label."""
-        return len(self.foreground)
-
-    @property
-    def num_classes(self):
-        """Number of classes with the background (VOC: 21), the number of network channels."""
-        return len(self.foreground) + 1
-
-    @property
-    def names(self):
-        """All class names, 'background' first."""
-        return ('background',) + self.foreground
-
-    @property
-    def palette(self):
-        """The VOC colour map: 768 integers 0..255 (256 RGB triples), label 255 included."""
-        return voc_palette()
-
-
-def voc_palette():
-    """The colour map of the VOC devkit: the bits of a label dealt out in turn to R, G and B, high bits first."""
-    palette = []
-    for label in range(256):
-        red = green = blue = 0
-        for bit in range(8):
-            red |= (label >> (3 * bit) & 1) << (7 - bit)
-            green |= (label >> (3 * bit + 1) & 1) << (7 - bit)
-            blue |= (label >> (3 * bit + 2) & 1) << (7 - bit)
-        palette += [red, green, blue]
-    return palette
-
+"""The classes of PASCAL VOC 2012."""
+from data.classes import ClassSet
 
 VOC = ClassSet('PASCAL VOC 2012', (
     'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',

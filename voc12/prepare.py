@@ -17,9 +17,11 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, wha
 
 import numpy as np
 
-from tool import cli, files, parallel
-from tool.cli import UserError
-from voc12 import saliency
+from data.labels import save_labels
+from data.lists import read_list, save_list
+from engine import cli, files, parallel
+from engine.errors import UserError
+from engine.workers import saliency_problem
 from voc12.classes import VOC
 
 VOC_COUNTS = {'train': 1464, 'val': 1449, 'train_aug': 10582, 'test': 1456}  # ids in the full VOC 2012 with SBD
@@ -38,7 +40,7 @@ def read_splits(root):
     if not sets.is_dir():
         raise UserError('--voc12_root', f'{root} is no VOC devkit: it has no ImageSets/Segmentation',
                         'give the folder that holds JPEGImages, Annotations and ImageSets')
-    splits = {name: files.read_list(sets / f'{name}.txt', '--voc12_root') for name in ('train', 'val')}
+    splits = {name: read_list(sets / f'{name}.txt', '--voc12_root') for name in ('train', 'val')}
     both = set(splits['train']) & set(splits['val'])
     if both:
         raise UserError(sets / 'val.txt', f'shares {len(both)} ids with train.txt ({min(both)})', 'mend the lists')
@@ -47,22 +49,17 @@ def read_splits(root):
     if masks:
         splits['train_aug'] = sorted(masks - set(splits['val']))
     else:
-        splits['train_aug'] = files.read_list(lists[0], '--voc12_root') if lists else splits['train']
+        splits['train_aug'] = read_list(lists[0], '--voc12_root') if lists else splits['train']
         warn(f'no SegmentationClassAug: train_aug.txt holds the ids of {lists[0].name if lists else "train.txt only"}, '
              'without masks (add the SBD masks to train Step 1 on all images and to score train_aug)')
     if (sets / 'test.txt').is_file():
-        splits['test'] = files.read_list(sets / 'test.txt', '--voc12_root')
+        splits['test'] = read_list(sets / 'test.txt', '--voc12_root')
     return splits
 
 
 def mask_ids(root):
     """The ids that have a mask in SegmentationClassAug/ (a set; empty without the folder)."""
     return {path.stem for path in (root / 'SegmentationClassAug').glob('*.png') if not path.name.startswith('.')}
-
-
-def list_text(ids, masks):
-    """The text of a list in the published form; ids that are not in `masks` stand alone."""
-    return ''.join(f'/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n' if i in masks else f'{i}\n' for i in ids)
 
 
 # ---------------------------------------------------------------- labels
@@ -101,22 +98,17 @@ def read_all_labels(ids, folder):
 
 # ---------------------------------------------------------------- saliency
 
-def saliency_fault(image, saliency_dir, image_dir):
-    """What is wrong with the saliency map of an image (an id), in a few words; '' if nothing is."""
-    with files.opened_image(saliency_dir / f'{image}.png') as picture:
-        return saliency.fault(picture, files.image_size(image_dir / f'{image}.jpg'))
-
-
 def check_saliency(ids, saliency_dir, image_dir, workers):
     """Check the saliency maps of those `ids` that have an image; one line of result. UserError where any is unfit."""
     files.need_files(ids, saliency_dir, '.png', '--saliency_dir')
     absent = set(files.missing_files(ids, image_dir, '.jpg'))
     ids = [i for i in ids if i not in absent]
-    check = functools.partial(saliency_fault, saliency_dir=Path(saliency_dir), image_dir=image_dir)
-    faults = [(i, fault) for i, fault in zip(ids, parallel.map_images(check, ids, workers, 'saliency')) if fault]
-    if faults:
-        image, fault = faults[0]
-        raise UserError(Path(saliency_dir) / f'{image}.png', f'saliency map {fault} ({len(faults)} of {len(ids)} maps are unfit)',
+    check = functools.partial(saliency_problem, saliency_dir=Path(saliency_dir), image_dir=image_dir)
+    problems = [(i, text) for i, text in zip(ids, parallel.map_images(check, ids, workers, 'saliency')) if text]
+    if problems:
+        image, text = problems[0]
+        raise UserError(Path(saliency_dir) / f'{image}.png',
+                        f'saliency map {text} ({len(problems)} of {len(ids)} maps are unfit)',
                         'write each as an 8-bit grey PNG, 0..255, of the size of its image')
     print(f'{saliency_dir}: {len(ids)} saliency maps, all fit')
 
@@ -148,7 +140,7 @@ def report(name, ids, root):
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
-    parser.add_argument('--out', default=str(cli.REPO / 'voc12'), help='folder for the lists and cls_labels.npy')
+    parser.add_argument('--out', default=str(files.REPO / 'voc12'), help='folder for the lists and cls_labels.npy')
     parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png to check (nothing is written)')
     cli.add_worker_flag(parser)
     return parser
@@ -164,11 +156,11 @@ def main(args):
                         'add the XML files of the devkit')
     masks = mask_ids(root)
     for name, ids in splits.items():
-        files.save_text(out / f'{name}.txt', list_text(ids, masks))
+        save_list(out / f'{name}.txt', ids, masks)
         report(name, ids, root)
     if 'test' not in splits:
         warn(f'no test.txt written: ImageSets/Segmentation/test.txt is missing ({TEST_HINT})')
-    files.save_npy(out / 'cls_labels.npy', labels)
+    save_labels(out / 'cls_labels.npy', labels)
     classes = np.mean([label.sum() for label in labels.values()])
     print(f'cls_labels.npy: {len(labels)} images, {classes:.2f} classes each')
     empty = [i for i, label in labels.items() if not label.any()]

@@ -3,9 +3,23 @@ import random
 import tempfile
 
 import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
 
 from benchmarks import inputs
 from benchmarks.frame import Case, Stage
+from contrast_infer import SCALES
+from contrast_train import get_args_parser
+from data import transforms
+from data.images import read_image
+from engine.device import autocast, to_device
+from engine.training import parameter_groups
+from network.resnet38_contrast import Net, revise
+from reference import networks as published
+from reference.networks import contrast_forward, multi_scale_cams
+from tool import cam, contrast, seam
+from tool.cam import resize
 from voc12.classes import VOC
 
 SEAM_TERMS = {'cls': ('cls1', 'cls2'), 'rvmin': ('rvmin1', 'rvmin2')}  # ours is the mean of the published two
@@ -13,7 +27,6 @@ SEAM_TERMS = {'cls': ('cls1', 'cls2'), 'rvmin': ('rvmin1', 'rvmin2')}  # ours is
 
 def output_maps(batch, device, num_classes=VOC.num_classes, sizes=(56, 16)):
     """Network outputs of both views at stride 8, leaves of the graph: {'cam1', 'cam_rv1', 'f_proj1', 'cam2', …}."""
-    import torch
     maps = {}
     for view, side in zip('12', sizes):
         for name, channels in (('cam', num_classes), ('cam_rv', num_classes), ('f_proj', 128)):
@@ -26,10 +39,7 @@ def contrast_loss(options, batch=8, num_classes=VOC.num_classes, side=56):
     """All loss terms from the networks' outputs at stride 8, forward and backward. The published side enlarges them
     first, as its network does.
     """
-    import torch
 
-    from benchmarks.published import contrast_loss as published
-    from tool import contrast, seam
     maps = output_maps(batch, options.device, num_classes, (side, 16))
     label = inputs.labels(batch, num_classes - 1)
     present, label = seam.present_channels(label).to(options.device), label.to(options.device)
@@ -37,8 +47,8 @@ def contrast_loss(options, batch=8, num_classes=VOC.num_classes, side=56):
 
     def ours():
         views = (maps['cam1'], maps['cam_rv1'], view), (maps['cam2'], maps['cam_rv2'], small)
-        terms = seam.terms(*views, label, present, small)
-        terms |= contrast.terms((maps['f_proj1'], maps['cam_rv1']), (maps['f_proj2'], maps['cam_rv2']), label)
+        terms = seam.losses(*views, label, present, small)
+        terms |= contrast.losses((maps['f_proj1'], maps['cam_rv1']), (maps['f_proj2'], maps['cam_rv2']), label)
         return backward(weighted(terms), maps)
 
     def theirs():
@@ -56,7 +66,6 @@ def contrast_loss(options, batch=8, num_classes=VOC.num_classes, side=56):
 
 def weighted(terms):
     """Our terms times the default weights of contrast_train.py's flags, which the published terms include."""
-    from contrast_train import get_args_parser
     flags = get_args_parser()
     return {name: flags.get_default(f'w_{name}') * term for name, term in terms.items()}
 
@@ -90,14 +99,7 @@ def same_terms(ours, published):
 
 def training_step(options, width=1 / 8, crop=224, batch=8, precision='float32'):
     """Forward, losses, backward and optimiser step, from a batch on the device. Same dropout on both sides."""
-    import torch
 
-    from benchmarks.published import contrast_loss as published
-    from benchmarks.published.networks import contrast_forward
-    from network.resnet38_contrast import Net
-    from tool import cli, contrast, seam
-    from tool.cam import resize
-    from tool.training import parameter_groups
     device, amp = torch.device(options.device), 'bf16' if 'bf16' in precision else 'off'
     image, label, small = torch.randn(batch, 3, crop, crop).to(device), inputs.labels(batch), (128, 128)
     nets = {side: placed(inputs.network(Net, width=width), device, how).train()
@@ -116,11 +118,11 @@ def training_step(options, width=1 / 8, crop=224, batch=8, precision='float32'):
         torch.manual_seed(1)
         net, present = nets['ours'], seam.present_channels(label).to(device)
         y, image2 = label.to(device), resize(image, small)
-        with cli.autocast(device, amp):
+        with autocast(device, amp):
             cam1, rv1, f1 = net.maps(image)
             cam2, rv2, f2 = net.maps(image2)
-        terms = seam.terms((cam1.float(), rv1, image.shape[2:]), (cam2.float(), rv2, small), y, present, small)
-        terms |= contrast.terms((f1, rv1), (f2, rv2), y)
+        terms = seam.losses((cam1.float(), rv1, image.shape[2:]), (cam2.float(), rv2, small), y, present, small)
+        terms |= contrast.losses((f1, rv1), (f2, rv2), y)
         return step('ours', weighted(terms))
 
     def theirs():
@@ -141,7 +143,6 @@ def placed(net, device, precision):
     """A network on its device in the layout that `precision` (benchmarks.cuda.PRECISIONS) names, its `maps` perhaps
     compiled.
     """
-    import torch
     net = net.to(device, memory_format=torch.channels_last if 'channels-last' in precision else torch.preserve_format)
     if 'compiled' in precision:
         net.maps = torch.compile(net.maps)
@@ -152,12 +153,7 @@ def data_loading(options, images=20):
     """A JPEG file → a normalised, augmented crop of 448, in one process; the long side always 608, the mean of what is
     drawn.
     """
-    import torch
-    from PIL import Image
-    from torchvision.transforms import v2
 
-    from benchmarks.published import training_image as published
-    from tool import files, transforms
     torch.set_num_threads(1)  # as in a loader's worker
     folder = tempfile.TemporaryDirectory()
     path = f'{folder.name}/photo.jpg'
@@ -165,7 +161,7 @@ def data_loading(options, images=20):
     augment = transforms.classification_train(448, 608, 608)
 
     def ours(_=folder):
-        return [augment(Image.fromarray(files.read_image(path))) for _ in range(images)]
+        return [augment(Image.fromarray(read_image(path))) for _ in range(images)]
 
     def theirs():
         return [published.load(path, 448, 608, 608) for _ in range(images)]
@@ -180,7 +176,7 @@ def data_loading(options, images=20):
         plain = v2.Compose([step for step in steps if not isinstance(step, v2.ColorJitter)])
         random.seed(0)
         pictures = [published.load(square, 448, 448, 448, jitter=(0, 0, 0, 0)) for _ in range(8)]  # of both kinds
-        mine = plain(Image.fromarray(files.read_image(square)))
+        mine = plain(Image.fromarray(read_image(square)))
         nearest = min((mine - picture).abs().max().item() for picture in pictures)
         assert nearest < 1e-4, f'image without colour jitter differs by {nearest}'
         return f'without colour jitter to {nearest:.0e}'
@@ -190,15 +186,10 @@ def data_loading(options, images=20):
 
 def cam_inference(options, width=1.0, size=inputs.SIZE):
     """All scales and mirror images of one photo, from the tensors of the loader to the CAMs of the present classes."""
-    import torch
 
-    from benchmarks.published.networks import multi_scale_cams
-    from contrast_infer import SCALES
-    from network.resnet38_contrast import Net
-    from tool import cam, cli, transforms
     device = torch.device(options.device)
     photo = inputs.photo(*size)
-    net = cli.place(inputs.network(Net, width=width), device, 'off').eval()
+    net = to_device(inputs.network(Net, width=width), device, 'off').eval()
     scaled = [transforms.at_scale(photo, scale) for scale in SCALES]
     pairs = [torch.stack([image, image.flip(2)]) for image in scaled]
     label = inputs.labels(2)[1].numpy()
@@ -220,10 +211,7 @@ def cam_inference(options, width=1.0, size=inputs.SIZE):
 
 def pcm(options, size=inputs.SIZE, scale=2, channels=192):
     """The PCM alone, at the largest scale of inference and at full width: every cell's correlation with every other."""
-    import torch
 
-    from benchmarks.published import networks as published
-    from network.resnet38_contrast import revise
     height, width = (-(-side * scale // 8) for side in size)
     features = torch.randn(1, channels, height, width).to(options.device)
     cam = torch.from_numpy(inputs.smooth(VOC.num_classes, height, width))[None].to(options.device)
@@ -242,19 +230,14 @@ def pcm(options, size=inputs.SIZE, scale=2, channels=192):
 
 def batch_of_cams(options, width=1.0, crop=448, batch=8, precision='float32'):
     """CAMs of a batch at one scale, enlarged to the image; the published side enlarges all that its network returns."""
-    import torch
 
-    from benchmarks.published.networks import contrast_forward
-    from network.resnet38_contrast import Net
-    from tool import cli
-    from tool.cam import resize
     device = torch.device(options.device)
     net = inputs.network(Net, width=width)
     ours_net, published_net = placed(net, device, precision).eval(), net
     image = torch.randn(batch, 3, crop, crop).to(device)
 
     def ours():
-        with torch.inference_mode(), cli.autocast(device, 'bf16' if 'bf16' in precision else 'off'):
+        with torch.inference_mode(), autocast(device, 'bf16' if 'bf16' in precision else 'off'):
             return resize(ours_net.maps(image)[1], image.shape[2:])
 
     def theirs():

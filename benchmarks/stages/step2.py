@@ -3,11 +3,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
+from aff_prepare import prepare
 from benchmarks import inputs
 from benchmarks.frame import Case, Stage
-from tool import seeds
-from voc12.classes import IGNORE, VOC
+from data.probabilities import read_probabilities
+from engine import files
+from reference import affinity_labels as published
+from reference.walk import dense_walk
+from tool import affinity, seeds
+from tool import crf as dense
+from tool.metrics import IGNORE
+from tool.pairs import pair_views
+from tool.random_walk import walk
+from voc12.classes import VOC
 
 
 def crf_bytes(labels, pixels, iterations=10):
@@ -19,8 +30,6 @@ def crf_bytes(labels, pixels, iterations=10):
 
 def crf(options, size=inputs.SIZE, num_classes=VOC.num_classes):
     """contrast_infer.py's CRF of a seed with two classes."""
-    from benchmarks.published import crf as published
-    from tool import crf as dense
     height, width = size
     photo = inputs.photo(height, width)
     classes, cams = inputs.cams(height, width)
@@ -38,12 +47,7 @@ def crf(options, size=inputs.SIZE, num_classes=VOC.num_classes):
 
 def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
     """aff_prepare.py on one image: from the CAMs to the files of two alphas."""
-    from PIL import Image
 
-    from aff_prepare import prepare
-    from benchmarks.published import crf as published
-    from tool import files
-    from voc12.affinity_files import read_probabilities
     height, width = size
     photo = inputs.photo(height, width)
     classes, cams = inputs.cams(height, width)
@@ -83,10 +87,7 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
 
 def affinity_labels(options, repeats=10):
     """The labels of a crop's pairs from the two CRFs' scores: cells, then pairs."""
-    import torch
 
-    from benchmarks.published import affinity_labels as published
-    from tool import affinity
     torch.set_num_threads(1)  # the cells' labels are made in a loader's worker
     classes, cams = inputs.cams(448, 448)
     maps = []
@@ -121,9 +122,6 @@ def affinity_labels(options, repeats=10):
 
 def random_walk(options, size=inputs.SIZE, logt=6):
     """scores · T^(2^logt) for the background and two classes."""
-    from benchmarks.published.walk import dense_walk
-    from tool.pairs import pair_views
-    from tool.random_walk import walk
     height, width = (-(-side // 8) for side in size)
     first, seconds = pair_views(np.zeros((height, width)))
     affinity = np.random.default_rng(0).random((len(seconds), first.size), np.float32) ** 0.25

@@ -5,27 +5,33 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks import inputs
 from benchmarks.frame import Case, Stage
-from tool.cli import REPO
-from voc12.classes import IGNORE, VOC, ClassSet
+from data import segmentation as data
+from data.classes import ClassSet
+from data.masks import save_mask
+from engine import files
+from engine.device import to_device
+from engine.evaluation import evaluate
+from engine.files import REPO
+from network import deeplab as networks
+from reference import curve as published
+from reference.networks import multi_scale_logits
+from segmentation import inference
+from segmentation.experiment import config as configs
+from tool.metrics import CURVE, IGNORE
+from voc12.classes import VOC
 
 
 def deeplab(options, size, name='deeplabv2_resnet101', width=1.0):
     """Multi-scale logits of one photo: six scales and their mirror images, without the CRF."""
-    import torch
 
-    from benchmarks.published.networks import multi_scale_logits
-    from network import deeplab as networks
-    from segmentation import inference
-    from segmentation.experiment import config as configs
-    from tool import cli
-    from voc12 import segmentation_data as data
     device = torch.device(options.device)
     config = configs.Config()
     net = inputs.network(networks.build, name=name, num_classes=VOC.num_classes, width=width)
-    net = cli.place(net, device, 'off').eval()
+    net = to_device(net, device, 'off').eval()
     image = data.normalise(inputs.photo(*size))
     scaled = [data.at_scale(image, scale) for scale in inference.scales_of(config.TEST_MULTISCALE)]
     order = [inference.scales_of(config.TEST_MULTISCALE).index(scale) for scale in config.TEST_MULTISCALE]
@@ -41,7 +47,6 @@ def deeplab(options, size, name='deeplabv2_resnet101', width=1.0):
 
 def write_images(folder, images, size, num_foreground):
     """Write synthetic CAMs (one to three classes) and ground truth of `size` (H, W) under `folder`. Returns the ids."""
-    from tool import files
     rng = np.random.default_rng(0)
     ids = [f'{n:06d}' for n in range(images)]
     for name in ('cam', 'gt'):
@@ -50,7 +55,7 @@ def write_images(folder, images, size, num_foreground):
         keys = rng.choice(num_foreground, rng.integers(1, 4), replace=False)
         files.save_npy(folder / 'cam' / f'{image}.npy', {int(k): rng.random(size, np.float32) for k in keys})
         gt = rng.choice([0, IGNORE, *(keys + 1)], [side // 8 + 1 for side in size]).astype(np.uint8)
-        files.save_mask(folder / 'gt' / f'{image}.png', gt.repeat(8, 0).repeat(8, 1)[:size[0], :size[1]], VOC.palette)
+        save_mask(folder / 'gt' / f'{image}.png', gt.repeat(8, 0).repeat(8, 1)[:size[0], :size[1]], VOC.palette)
     return ids
 
 
@@ -58,9 +63,6 @@ def curve(options, images=200, size=inputs.SIZE, num_classes=VOC.num_classes):
     """eval.py --curve on files: 60 background scores. The published side makes the same pass for each; some of them are
     timed.
     """
-    from benchmarks.published import curve as published
-    from tool.evaluation import evaluate
-    from tool.metrics import CURVE
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)
     classes = ClassSet('numbered', tuple(f'class {k}' for k in range(1, num_classes)))

@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from tool import cli
-from tool.cli import UserError
+from engine import cli, files
+from engine.errors import UserError
 
 
 def setting(default, help, scripts='train', type=str, **flag):
@@ -21,7 +21,7 @@ def setting(default, help, scripts='train', type=str, **flag):
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. The defaults are those all three share (SPEC section 7)."""
+    """One experiment. The defaults are those all three share (METHOD 7)."""
     EXP_NAME: str = setting(
         '', 'path without suffix of what training writes: <name>.pth, .ckpt, .json, .losses.jsonl', 'train test')
     MODEL_NAME: str = setting('deeplabv1', 'deeplabv1 or deeplabv2', 'train test')
@@ -37,10 +37,10 @@ class Config:
                                  type=cli.non_negative)
     DATA_RANDOM_S: int = setting(10, 'most by which the saturation is shifted (0..255)', type=cli.non_negative)
     DATA_RANDOM_V: int = setting(10, 'most by which the value (brightness) is shifted (0..255)', type=cli.non_negative)
-    DATA_RANDOMFLIP: float = setting(0.5, 'probability of the mirror image', type=cli.unit_interval)
+    DATA_RANDOMFLIP: float = setting(0.5, 'probability of the flip', type=cli.unit_interval)
     TRAIN_LR: float = setting(0.001, 'learning rate of the backbone (head: ten times)', type=cli.positive_number)
     TRAIN_MOMENTUM: float = setting(0.9, 'SGD momentum', type=cli.unit_interval)
-    TRAIN_WEIGHT_DECAY: float = setting(5e-4, 'weight decay (biases: none)', type=float)
+    TRAIN_WEIGHT_DECAY: float = setting(5e-4, 'weight decay (biases: none)', type=cli.non_negative_number)
     TRAIN_BN_MOM: float = setting(
         3e-4, 'BatchNorm momentum in ResNet-38 and in the head (ResNet-101 keeps 0.1)', type=cli.unit_interval)
     TRAIN_POWER: float = setting(0.9, 'power of the learning rate schedule', type=cli.positive_number)
@@ -48,7 +48,7 @@ class Config:
     TRAIN_ITERATION: int = setting(20000, 'steps', type=cli.positive)
     TEST_MULTISCALE: tuple = setting((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), 'scales of the multi-scale test', 'test',
                                      type=cli.positive_number, nargs='+')
-    TEST_FLIP: bool = setting(True, 'add the mirror image at every scale of the multi-scale test', 'test',
+    TEST_FLIP: bool = setting(True, 'add the flip at every scale of the multi-scale test', 'test',
                               type=cli.true_or_false, metavar='True|False')
 
     def __post_init__(self):
@@ -103,4 +103,4 @@ def located(path):
     So `VOC2012` and a relative DATA_PSEUDO_GT mean the same in the repository's folder and in this one.
     """
     path = Path(path)
-    return path if path.exists() or not (cli.REPO / path).exists() else cli.REPO / path
+    return path if path.exists() or not (files.REPO / path).exists() else files.REPO / path

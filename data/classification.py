@@ -1,0 +1,72 @@
+"""Photos with their image-level labels: the data sets of Step 1. METHOD 3.1, 4.1, 8.2."""
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data.labels import labels_of, read_labels
+from data.photos import Photos
+from data.saliency import read_saliency
+from data.transforms import Saliency, at_scale
+from engine.errors import UserError
+from engine.files import need_files
+
+
+class LabelledImages(Photos):
+    """Items {'name', 'image': transform(PIL image), 'label': float32 (K,)}. num_foreground: K.
+
+    UserError, when made: an id without a label or a photo.
+    """
+
+    def __init__(self, ids, voc12_root, cls_labels, num_foreground, transform, convert_rgb=False):
+        labels = read_labels(cls_labels, num_foreground)
+        self.labels = torch.from_numpy(labels_of(ids, labels, cls_labels))
+        self.transform = transform
+        super().__init__(ids, voc12_root, convert_rgb)
+
+    def item(self, index, name, pixels):
+        return {'image': self.transform(Image.fromarray(pixels)), 'label': self.labels[index]}
+
+
+class SalientImages(LabelledImages):
+    """Items of LabelledImages with 'saliency': float32 (1, h, w), 0..1, transformed together with the image.
+
+    saliency_dir: holds `<id>.png` (data/saliency.py); UserError when made where one is missing. The transform takes
+    and returns image and Saliency.
+    """
+
+    def __init__(self, ids, voc12_root, cls_labels, num_foreground, transform, saliency_dir, convert_rgb=False):
+        super().__init__(ids, voc12_root, cls_labels, num_foreground, transform, convert_rgb)
+        self.saliency_dir = Path(saliency_dir)
+        need_files(ids, self.saliency_dir, '.png', '--saliency_dir')
+
+    def item(self, index, name, pixels):
+        saliency = read_saliency(self.saliency_dir / f'{name}.png', pixels.shape[:2])
+        image, saliency = self.transform(Image.fromarray(pixels), Saliency(saliency[None].copy()))
+        return {'image': image, 'label': self.labels[index],
+                'saliency': saliency.as_subclass(torch.Tensor).float() / 255}
+
+
+class MultiScaleImages(LabelledImages):
+    """Items for inference: {'name', 'pixels': uint8 (H, W, 3), 'scaled': per scale the image and its flip, float32
+    (2, 3, h, w), 'label': float32 (K,)}.
+
+    UserError, when made: an image without any class, which has no CAM.
+    """
+
+    def __init__(self, ids, voc12_root, cls_labels, num_foreground, scales, convert_rgb=False):
+        super().__init__(ids, voc12_root, cls_labels, num_foreground, None, convert_rgb)
+        self.scales = scales
+        empty = [i for i, label in zip(ids, self.labels) if not label.any()]
+        if empty:
+            raise UserError(cls_labels, f'{empty[0]} has no class ({len(empty)} such images)', 'take them off the list')
+
+    def keep(self, ids):
+        wanted = set(ids)
+        self.labels = self.labels[[k for k, i in enumerate(self.ids) if i in wanted]]
+        super().keep(ids)
+
+    def item(self, index, name, pixels):
+        scaled = [at_scale(pixels, scale) for scale in self.scales]
+        return {'pixels': pixels, 'label': self.labels[index],
+                'scaled': [torch.stack([image, image.flip(2)]) for image in scaled]}

@@ -1,0 +1,39 @@
+"""Lists of image ids, one a line: `<id>`, or the published `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`."""
+from engine.errors import UserError
+from engine.files import repo_path, save_text
+
+
+def save_list(path, ids, with_mask=()):
+    """Write a list, in the published form for those ids that are in `with_mask`, else the id alone."""
+    save_text(path, ''.join(f'/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n' if i in with_mask else f'{i}\n'
+                            for i in ids))
+
+
+def read_list(path, flag='list'):
+    """The ids of a list, as strings, in order. `flag` is what an error message tells the user to correct.
+
+    UserError: missing or empty file, an id named twice.
+    """
+    path = repo_path(path)
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()  # -sig: Windows editors begin with a BOM
+    except FileNotFoundError:
+        raise UserError(path, 'list not found', f'correct {flag}; voc12/prepare.py writes the VOC lists') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(path, f'list cannot be read ({error})', f'correct {flag}') from error
+    ids = [image_id(line.split()[0]) for line in lines if line.strip()]
+    if not ids:
+        raise UserError(path, 'list is empty', 'name at least one image id')
+    if len(set(ids)) < len(ids):
+        twice = next(i for n, i in enumerate(ids) if i in ids[:n])
+        raise UserError(path, f'names {twice} twice', 'name each image once')
+    return ids
+
+
+def image_id(entry):
+    """The id in a list entry: the entry itself or, for a path, its file name without .jpg or .png.
+
+    Published: the characters [-15:-4], which fits VOC's eleven-character ids only.
+    """
+    name = entry.replace('\\', '/').rsplit('/', 1)[-1]
+    return name[:-4] if name.lower().endswith(('.jpg', '.png')) else name

@@ -1,0 +1,33 @@
+"""The base of all data sets: the photos of a list of ids."""
+from torch.utils.data import Dataset
+
+from data.images import image_folder, read_image
+from engine.files import need_files
+
+
+class Photos(Dataset):
+    """The photos `<voc12_root>/JPEGImages/<id>.jpg` of a list of ids. Subclasses say what an item is (`item`).
+
+    UserError, when made, where a photo is missing: before any work is done.
+    """
+
+    def __init__(self, ids, voc12_root, convert_rgb=False):
+        self.ids, self.folder, self.convert_rgb = ids, image_folder(voc12_root), convert_rgb
+        need_files(ids, self.folder, '.jpg', '--voc12_root')
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        name = self.ids[index]
+        pixels = read_image(self.folder / f'{name}.jpg', self.convert_rgb)
+        return {'name': name, **self.item(index, name, pixels)}
+
+    def keep(self, ids):
+        """Restrict the data set to some of its ids, in the data set's order."""
+        wanted = set(ids)
+        self.ids = [i for i in self.ids if i in wanted]
+
+    def item(self, index, name, pixels):
+        """The entries of an item, but for its 'name'. pixels: the photo, uint8 (H, W, 3)."""
+        raise NotImplementedError

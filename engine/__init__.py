@@ -1,0 +1,1 @@
+"""What the scripts share: command lines, devices, training runs, worker processes, evaluation, pictures."""

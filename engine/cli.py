@@ -1,0 +1,241 @@
+"""Command lines: the parser, types with bounds, groups of flags that scripts share. No torch here."""
+import argparse
+import dataclasses
+import os
+import sys
+
+from engine.errors import UserError
+from engine.files import REPO
+from tool.recipes import RECIPES, TERMS, Recipe
+
+# ---------------------------------------------------------------- the parser
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, but no "default: None" after flags that have none."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with usage mistakes in this project's one-line form, and the defaults shown in --help.
+
+    add_argument takes one keyword more, `before`: the value that the code had before the flag existed, where it is not
+    the default. A checkpoint that does not know the flag was made with that value.
+    """
+
+    def __init__(self, **kwargs):
+        self.before = {}
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *names, **kwargs):
+        stated = {'before': kwargs.pop('before')} if 'before' in kwargs else {}
+        action = super().add_argument(*names, **kwargs)
+        self.before |= {action.dest: value for value in stated.values()}
+        return action
+
+    def error(self, message):
+        print(f'error: command line: {message}; see {self.prog} --help', file=sys.stderr)
+        sys.exit(2)
+
+
+def run(main, parser, argv=None):
+    """Parse argv, call main(args), and end the process: status 2 and one line for a UserError, 130 for Ctrl-C."""
+    args = parser.parse_args(argv)
+    try:
+        main(args)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def values_before(parser, args):
+    """{setting: the value that code without its flag had}: what a checkpoint that lacks a setting was made with."""
+    defaults = {name: parser.get_default(name) for name in vars(args)}
+    if 'baseline' in defaults:
+        recipe = RECIPES[args.baseline]
+        defaults |= {name: getattr(recipe, name) for name in defaults if hasattr(recipe, name)}
+        defaults |= {f'w_{name}': recipe.weights.get(name) for name in TERMS}
+    return defaults | parser.before
+
+
+# ---------------------------------------------------------------- types with bounds
+
+def number(kind=float, low=None, high=None, above=None):
+    """An argparse type: a number of `kind` (int, float) within low..high (inclusive) and above `above` (exclusive)."""
+    words = {'above': above, 'at least': low, 'at most': high}
+    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in words.items() if bound is not None) or 'finite'
+
+    def convert(text):
+        value = kind(text)
+        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        if not inside or abs(value) == float('inf'):
+            raise argparse.ArgumentTypeError(f'{text} is not {bounds}')
+        return value
+    convert.__name__ = 'whole number' if kind is int else 'number'  # argparse names it: invalid number value: 'x'
+    return convert
+
+
+positive = number(int, low=1)
+non_negative = number(int, low=0)
+positive_number = number(above=0)
+non_negative_number = number(low=0)
+unit_interval = number(low=0, high=1)
+
+
+def true_or_false(text):
+    """The value of a flag written `--curve True` (argparse type)."""
+    words = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f'{text!r} is neither True nor False')
+    return words[text.lower()]
+
+
+def add_switch(parser, name, help, default=False):
+    """Add a flag that may stand alone or take a truth value: `--curve`, `--curve True`, `--curve False`."""
+    parser.add_argument(name, nargs='?', const=True, default=default, type=true_or_false, metavar='True|False',
+                        help=help)
+
+
+# ---------------------------------------------------------------- groups of flags
+
+def add_image_flags(parser):
+    """--voc12_root, --convert_rgb: where the photos are, and which are accepted."""
+    parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
+    add_switch(parser, '--convert_rgb', 'turn grey, palette and CMYK images into RGB instead of refusing them')
+
+
+def add_label_flag(parser):
+    """--cls_labels: the image-level labels."""
+    parser.add_argument('--cls_labels', default=str(REPO / 'voc12' / 'cls_labels.npy'),
+                        help='image-level labels: pickled dict id -> 0/1 per foreground class (voc12/prepare.py)')
+
+
+def add_worker_flag(parser):
+    """--num_workers, shared by all scripts that read or write many images."""
+    parser.add_argument('--num_workers', type=non_negative, default=min(8, cores()),
+                        help='processes that prepare images or run the CRF (0: all work in the main process)')
+
+
+def add_device_flags(parser):
+    """--device, --amp, --seed, shared by all scripts that run a network."""
+    parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
+    parser.add_argument('--amp', choices=('off', 'bf16', 'fp16'), default='off',
+                        help='precision of the convolutions; losses and normalisations stay in float32')
+    parser.add_argument('--seed', type=non_negative, default=0,
+                        help='seed of every random choice (inference makes none, unless your --network does)')
+
+
+def add_inference_flags(parser, list_default):
+    """The flags of every script that makes files per image: which images, and what to do with files that exist."""
+    parser.add_argument('--infer_list', default=list_default, help='list of image ids')
+    add_switch(parser, '--overwrite', 'do images again whose files exist')
+
+
+def add_training_flags(parser):
+    """The flags of contrast_train.py and aff_train.py, published names and defaults, but for the number of epochs."""
+    parser.add_argument('--weights', required=True, help='pretrained weights: .pth or (ImageNet ResNet-38) .params')
+    parser.add_argument('--session_name', required=True,
+                        help='path without suffix of what the run writes: <session>.pth, .ckpt, .json, .losses.jsonl')
+    parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
+    parser.add_argument('--val_list', default='voc12/val.txt',
+                        help="list of image ids validated after each epoch, without masks; '' for none")
+    parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all devices')
+    parser.add_argument('--lr', type=positive_number, default=0.01,
+                        help='learning rate of pretrained weights (new layers: ten times)')
+    parser.add_argument('--wt_dec', type=non_negative_number, default=5e-4, help='weight decay (biases: none)')
+    parser.add_argument('--momentum', type=unit_interval, default=5e-4,
+                        help='SGD momentum; the published optimiser passes the weight decay here, it meant 0.9')
+    parser.add_argument('--crop_size', type=positive, default=448, help='side of the training crop in pixels')
+    add_run_flags(parser)
+
+
+def add_run_flags(parser):
+    """The flags of every resumable training run."""
+    parser.add_argument('--tblog_dir', default='./tblog', help='TensorBoard folder')
+    parser.add_argument('--save_every', type=non_negative, default=500,
+                        help='steps between checkpoints; another is written after each epoch (0: only those)')
+    parser.add_argument('--log_every', type=positive, default=10,
+                        help='steps between readings of the losses (a reading waits for the device)')
+    parser.add_argument('--picture_every', type=non_negative, default=200, help='steps between pictures (0: none)')
+    add_switch(parser, '--resume', 'continue <session>.ckpt where it stopped')
+    add_switch(parser, '--overwrite', 'start anew although <session>.ckpt exists')
+
+
+def cores():
+    """Number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------- recipes
+
+def add_recipe_flags(parser, script):
+    """--baseline, --background_last, and a flag for every setting of a Recipe that `script` ('train', 'infer') reads.
+
+    Flags that are not given stay None until chosen_recipe fills in the baseline's values.
+    """
+    parser.add_argument('--baseline', choices=RECIPES, default='seam',
+                        help='network, losses and settings, as published: '
+                             + ', '.join(f'{recipe.name} ({recipe.title})' for recipe in RECIPES.values()))
+    add_switch(parser, '--background_last', '--weights are of published EPS without contrast, where background is the '
+                                            'last channel (its files with contrast are recognised)')
+    for field in recipe_settings(script):
+        bounds = {key: field.metadata[key] for key in ('low', 'high', 'above')}
+        kind = str if field.metadata['kind'] is str else number(field.metadata['kind'], **bounds)
+        parser.add_argument(f'--{field.name}', type=kind, choices=field.metadata['choices'],
+                            help=f'{field.metadata["help"]} ({_by_baseline(lambda recipe: getattr(recipe, field.name))})')
+    if script == 'train':
+        for name, term in TERMS.items():
+            defaults = _by_baseline(lambda recipe: recipe.weights.get(name))
+            parser.add_argument(f'--w_{name}', type=non_negative_number,
+                                help=f'weight of the term {name}, {term.meaning}; 0 switches it off ({defaults})')
+
+
+def recipe_settings(script):
+    """The fields of Recipe that are flags of a script."""
+    return [field for field in dataclasses.fields(Recipe) if script in field.metadata.get('scripts', ())]
+
+
+def _by_baseline(value_of):
+    """The default of a flag per baseline, in words: 'default: 8; eps, eps_plain: 15'."""
+    groups = {}
+    for name, recipe in RECIPES.items():
+        value = value_of(recipe)
+        if value is not None:
+            groups.setdefault('to be given' if value == '' else f'{value:.4g}' if isinstance(value, float) else value,
+                              []).append(name)
+    return '; '.join(f'{", ".join(names)}: {value}' for value, names in groups.items())
+
+
+def chosen_recipe(args, script):
+    """The Recipe of --baseline with what the command line changes; its values are filled into `args`.
+
+    UserError where a flag is given that the baseline has no use for, or one is missing that it needs. A weight of 0
+    may always be given.
+    """
+    recipe = RECIPES[args.baseline]
+    changes = {}
+    for field in recipe_settings(script):
+        changes[field.name] = _resolve(args, field.name, getattr(recipe, field.name))
+    if script == 'train':
+        weights = {name: _resolve(args, f'w_{name}', recipe.weights.get(name)) for name in TERMS}
+        changes['weights'] = {name: weights[name] for name in recipe.weights}
+    return dataclasses.replace(recipe, **changes)
+
+
+def _resolve(args, name, default):
+    """The value of a recipe's flag, also put into `args`: as given, else the recipe's. UserError, as chosen_recipe."""
+    value = getattr(args, name)
+    if default is None and value is not None and not (name.startswith('w_') and value == 0):
+        users = [recipe.name for recipe in RECIPES.values()
+                 if (recipe.weights.get(name[2:]) if name.startswith('w_') else getattr(recipe, name)) is not None]
+        raise UserError(f'--{name}', f'--baseline {args.baseline} does not use it',
+                        f'leave it out, or choose --baseline {" or ".join(users)}')
+    if default == '' and not value:
+        raise UserError(f'--{name}', f'is missing, --baseline {args.baseline} needs it', 'give it')
+    setattr(args, name, default if value is None else value)
+    return getattr(args, name)

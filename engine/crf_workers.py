@@ -1,0 +1,148 @@
+"""What a worker process does for one image with a CRF: refine and write. No torch here."""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.cams import read_cams, save_cams
+from data.classes import ClassSet
+from data.images import read_image
+from data.masks import save_mask
+from data.probabilities import save_probabilities
+from engine.errors import UserError
+from engine.files import save_npy
+from tool import random_walk, seeds
+from tool.pairs import cell_means
+
+try:
+    from tool import crf
+except ImportError as error:  # some builds of pydensecrf import as an empty package, without densecrf
+    raise UserError('pydensecrf', f'the CRF cannot be loaded ({error})', 'pip install pydensecrf2') from None
+
+
+# ---------------------------------------------------------------- Step 1: seeds
+
+@dataclass(frozen=True)
+class SeedSettings:
+    """How contrast_infer.py turns CAMs into seeds. background: their constant background score. classes: a ClassSet.
+
+    crf: name of the settings in tool.crf; iterations: of mean field. alpha None: the CRF refines the seeds' hard
+    labels and, as published, all classes count in its normaliser. alpha a number (EPS): it refines the scores of the
+    present classes, with the background score (1 − strongest)^alpha.
+    """
+    background: float
+    crf: str
+    iterations: int
+    alpha: float
+    classes: ClassSet
+
+
+def write_seeds(paths, image, present, cams, settings):
+    """Write the outputs of one image: {'cam', 'pred', 'crf': path}, those that are wanted.
+
+    image: uint8 (H, W, 3). present (K,): foreground indices from 0; cams: their CAMs (K, H, W).
+    """
+    palette = settings.classes.palette
+    if 'cam' in paths:
+        save_cams(paths['cam'], present, cams)
+    label_map, labels = seeds.label_map(present, cams, settings.background), [0, *(present + 1)]
+    if 'pred' in paths:
+        save_mask(paths['pred'], label_map, palette)
+    if 'crf' in paths:
+        crf_settings = replace(getattr(crf, settings.crf), iterations=settings.iterations)
+        if settings.alpha is None:
+            refined, = crf.refine_labels(image, label_map[None], labels, settings.classes.num_classes, crf_settings)
+        else:
+            scores = seeds.with_background(cams, seeds.alpha_background(cams, settings.alpha))
+            refined = crf.refine_probabilities(image, scores, crf_settings)
+        save_mask(paths['crf'], crf.label_map(refined, labels), palette)
+
+
+# ---------------------------------------------------------------- Step 2: labels of AffinityNet, pseudo masks
+
+def write_probabilities(name, images, cam_dir, folders, iterations, num_classes, convert_rgb, overwrite):
+    """Write the CRF's probabilities of one image (an id) under every alpha. folders: {alpha: folder}.
+
+    All alphas are computed even where some files exist: they share the CRF's labels, so that a run which was
+    interrupted between two alphas writes the same bytes as an uninterrupted run.
+    """
+    image = read_image(images / f'{name}.jpg', convert_rgb)
+    present, cams = read_cams(cam_dir / f'{name}.npy', num_classes - 1, image.shape[:2])
+    label_maps = [seeds.label_map(present, cams, seeds.alpha_background(cams, alpha)) for alpha in folders]
+    labels = [0, *(present + 1).tolist()]
+    refined = crf.refine_labels(image, label_maps, labels, num_classes, replace(crf.AFFINITY, iterations=iterations))
+    for folder, probabilities in zip(folders.values(), refined):
+        path = folder / f'{name}.npy'
+        if overwrite or not path.exists():
+            save_probabilities(path, labels, probabilities)
+
+
+@dataclass(frozen=True)
+class WalkSettings:
+    """How aff_infer.py walks. bg: the background score 0..1, or 'alpha': (1 − strongest CAM)^alpha. beta: exponent of
+    the affinities. The walk makes 2^logt steps. crf: whether the masks are refined, by crf_iters iterations."""
+    bg: object
+    alpha: float
+    beta: float
+    logt: int
+    crf: bool
+    crf_iters: int
+    classes: ClassSet
+
+
+def write_pseudo_mask(paths, cam_path, image, affinity, settings):
+    """Walk from the CAMs of one image and write the outputs. paths: {'rw': .png, perhaps 'npy': .npy}.
+
+    image: uint8 (H, W, 3). affinity: (O, P). settings: WalkSettings.
+    """
+    size, num_classes = image.shape[:2], settings.classes.num_classes
+    present, cams = read_cams(cam_path, num_classes - 1, size)
+    background = seeds.alpha_background(cams, settings.alpha) if settings.bg == 'alpha' else settings.bg
+    # Walk a map of ones too: where it falls below 1, a border cell was diluted by padding.
+    scores = seeds.with_background(seeds.with_background(cams, background), 1)
+    walked = random_walk.walk(cell_means(scores), affinity, settings.beta, 2 ** settings.logt)
+    undiluted, *scores = random_walk.to_pixels(walked, *size)
+    if 'npy' in paths:
+        # Dividing by that map undoes the dilution, so eval.py --curve can apply any constant background score.
+        save_cams(paths['npy'], present, [cam / undiluted for cam in scores[1:]])
+    if settings.crf:
+        scores = refine_walked(image, np.stack(scores), settings.crf_iters, num_classes)
+    save_mask(paths['rw'], crf.label_map(scores, [0, *(present + 1)]), settings.classes.palette)
+
+
+def refine_walked(image, scores, iterations, num_classes):
+    """The CRF of the segmentation stage on walked scores (1 + K, H, W), divided by their sum. METHOD 6.5."""
+    scores = np.maximum(scores, 0)
+    probabilities = scores / np.maximum(scores.sum(0), crf.CLIP)
+    settings = replace(crf.DEEPLAB, iterations=iterations)
+    return crf.refine_probabilities(image, probabilities, settings, absent=num_classes - len(scores))
+
+
+# ---------------------------------------------------------------- Step 3: segmentations
+
+def write_segmentation(output, name, pixels, probabilities, logits):
+    """Write an image's results, those after the CRF included.
+
+    output: segmentation.predictions.Output. pixels: uint8 (H, W, 3). probabilities: {'single', 'multi' or one of them:
+    float32 (C, H, W)}. logits: float16 (C, H, W), or None.
+    """
+    for scale, scores in probabilities.items():
+        if scale in output.folders:
+            save_mask(output.folders[scale] / f'{name}.png', scores.argmax(0), output.classes.palette)
+        if f'{scale}_crf' in output.folders:
+            labels = refine_segmentation(pixels, scores, output.crf_iters)
+            save_mask(output.folders[f'{scale}_crf'] / f'{name}.png', labels, output.classes.palette)
+    if output.logits:
+        save_npy(Path(output.logits) / f'{name}.npy', logits)
+
+
+def refine_segmentation(pixels, probabilities, iterations):
+    """DeepLab's CRF (METHOD 7.2): probabilities float32 (C, H, W) → labels uint8 (H, W).
+
+    Classes that the CRF's clipping makes constant over the whole image count as absent, which leaves the result exactly
+    as it is with all C labels (tool/crf.py) and costs less. No pixel can choose such a class: another is likelier.
+    """
+    kept = np.flatnonzero(probabilities.max((1, 2)) > crf.CLIP)
+    settings = replace(crf.DEEPLAB, iterations=iterations)
+    marginals = crf.refine_probabilities(pixels, probabilities[kept], settings, absent=len(probabilities) - len(kept))
+    return crf.label_map(marginals, kept)

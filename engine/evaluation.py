@@ -1,0 +1,78 @@
+"""Scoring a folder of predictions against ground-truth masks: the reading around tool/metrics.py, in parallel."""
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.classes import ClassSet
+from engine import files, parallel, workers
+from tool import metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluate functions return. Percentages are 0..100.
+
+    classes: the ClassSet. images: their number. counts: int64 (T, C, C + 1), per threshold a metrics.confusion.
+    thresholds: (T,) background scores, ascending; None for masks (then T is 1).
+    """
+    classes: ClassSet
+    images: int
+    counts: np.ndarray
+    thresholds: np.ndarray = None
+
+    @property
+    def miou(self):
+        """mIoU in percent per threshold, (T,)."""
+        return metrics.mean_iou(self.counts)
+
+    @property
+    def class_iou(self):
+        """IoU in percent per threshold and class, (T, C)."""
+        return metrics.class_iou(self.counts)
+
+    @property
+    def best(self):
+        """Index of the threshold of highest mIoU (the lowest such threshold)."""
+        return int(self.miou.argmax())
+
+    def at(self, threshold):
+        """Index of a threshold that was asked for."""
+        return int(np.flatnonzero(self.thresholds == threshold)[0])
+
+    @property
+    def unlabelled(self):
+        """Fraction of the counted pixels to which a predicted mask gives no label (255): each counts as a miss."""
+        return self.counts[0, :, -1].sum() / max(1, self.counts[0].sum())
+
+
+def evaluate_masks(ids, predict_dir, gt_dir, classes, num_workers=0):
+    """Score the masks `<predict_dir>/<id>.png` of `ids`. Returns an Evaluation.
+
+    gt_dir: `<id>.png`. classes: a ClassSet. num_workers: processes (0: this one).
+    UserError: missing or malformed file, shapes that differ, labels out of range.
+    """
+    work = prepared(workers.count_mask, ids, predict_dir, '.png', gt_dir, classes)
+    return Evaluation(classes, len(ids), sum(parallel.map_images(work, ids, num_workers, 'evaluate'))[None])
+
+
+def evaluate_cams(ids, predict_dir, gt_dir, classes, thresholds=metrics.CURVE, num_workers=0):
+    """Score the CAMs `<predict_dir>/<id>.npy` of `ids` at all thresholds in one pass over the files.
+
+    thresholds: background scores 0..1. All else as in evaluate_masks.
+    """
+    thresholds = tuple(sorted(set(thresholds)))
+    work = prepared(workers.count_cams, ids, predict_dir, '.npy', gt_dir, classes, thresholds=thresholds)
+    histogram = np.zeros((classes.num_classes, classes.num_foreground, len(thresholds) + 1), np.int64)
+    for labels, present, counts in parallel.map_images(work, ids, num_workers, 'evaluate'):
+        histogram[np.ix_(labels, present)] += counts
+    return Evaluation(classes, len(ids), metrics.curve_confusions(histogram), np.array(thresholds))
+
+
+def prepared(count, ids, predict_dir, suffix, gt_dir, classes, **options):
+    """`count` of engine/workers.py with its folders, once all files are known to exist (UserError)."""
+    files.need_files(ids, predict_dir, suffix, '--predict_dir')
+    files.need_files(ids, gt_dir, '.png', '--gt_dir')
+    return functools.partial(count, predict_dir=Path(predict_dir), gt_dir=Path(gt_dir),
+                             num_classes=classes.num_classes, **options)

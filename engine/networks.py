@@ -1,0 +1,39 @@
+"""Building the network of a `--network` flag at the width of its weights, and loading them. METHOD 2."""
+from engine import distributed
+from engine.device import to_device
+from engine.errors import UserError
+from network import weights
+
+
+def network_for_training(args, device, recipe=None, **options):
+    """The network that --network names, pretrained by --weights, on its device.
+
+    args: flags with network, weights, amp (and background_last). options: for Net. recipe: whose losses it must serve.
+    UserError: no such network, weights that do not fit it, a network that lacks what the recipe needs.
+    """
+    net = _load(args, 'backbone', options)
+    missing = sorted(recipe.needs - net.parts) if recipe else []
+    if missing:
+        terms = ', '.join(f'--w_{name} 0' for name in recipe.terms_that_need(missing[0]))
+        raise UserError('--network', f'{args.network} has no {missing[0]}, which --baseline {recipe.name} needs',
+                        f'choose another network, or give {terms}')
+    return to_device(net, device, args.amp)
+
+
+def network_for_inference(args, device, **options):
+    """The network that --network names with all its weights from --weights, on its device, in eval mode."""
+    return to_device(_load(args, 'all', options), device, args.amp).eval()
+
+
+def load_with_report(net, state, path, required='all'):
+    """network.weights.load_weights, and one line that says what was loaded, printed by the main process."""
+    report = weights.load_weights(net, state, path, required)
+    if distributed.is_main():
+        print(f'{path}: {weights.describe(state)}; {report}')
+
+
+def _load(args, required, options):
+    state = weights.read_weights(args.weights, getattr(args, 'background_last', False))
+    net = weights.build_net(args.network, state, **options)
+    load_with_report(net, state, args.weights, required)
+    return net

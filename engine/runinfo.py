@@ -1,0 +1,55 @@
+"""What a run was: arguments, code version, packages, hardware. Written beside results, so that they can be repeated."""
+import datetime
+import platform
+import subprocess
+import sys
+from importlib import metadata
+
+import torch
+
+from engine.files import REPO
+
+PACKAGES = ('torch', 'torchvision', 'numpy', 'scipy', 'opencv-python-headless', 'pillow', 'pydensecrf2')
+
+
+def describe(settings, device=None, **extra):
+    """The run as a JSON-ready dict: time, command, settings (dict), git commit, versions, hardware, and `extra`."""
+    info = {'time': datetime.datetime.now().isoformat(timespec='seconds'), 'command': sys.argv, 'settings': settings}
+    return {**info, **extra, 'git_commit': git_commit(), 'python': platform.python_version(),
+            'packages': versions(), 'platform': platform.platform(), 'device': device_name(device)}
+
+
+def line(info):
+    """A run's description in one line, for the log."""
+    parts = [f'{key} {info[key]}' for key in ('total_batch', 'seed', 'max_step') if key in info]
+    packages = [f'{name} {info["packages"][name]}' for name in ('torch', 'numpy')]
+    return ', '.join([*parts, f'commit {info["git_commit"]}', f'python {info["python"]}', *packages, info['device']])
+
+
+def git_commit():
+    """The short commit of this code, with '+changes' where files differ from it; 'unknown' outside a checkout."""
+    def git(*words):
+        command = ['git', '-C', str(REPO), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git('rev-parse', '--short', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else '')
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+
+
+def versions():
+    """{package: installed version, or 'absent'} of what the numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = 'absent'
+    return found
+
+
+def device_name(device):
+    """Words for a torch.device (None: the CPU)."""
+    if device is not None and device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'CPU {platform.processor() or platform.machine()}'

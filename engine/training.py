@@ -1,0 +1,249 @@
+"""What the three training scripts share: parameter groups, the poly schedule, and a run that logs, saves and resumes.
+
+A script's loop reads
+
+    run = Run(...)
+    for batch in run.batches(dataset):
+        terms = ...                       # dict of named 0-dim tensors
+        run.update(terms, weights)        # weighted sum, backward, optimiser step, log
+    run.finish()
+"""
+import contextlib
+import json
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from engine import checkpoint, distributed, files, loading, runinfo
+from engine.errors import UserError
+from engine.loss_log import LossLog
+from engine.parallel import progress
+
+PLURAL = {'weight': 'weights', 'bias': 'biases'}
+
+
+def parameter_groups(net, lr, weight_decay):
+    """The published groups of trained convolutions: weights ×1, biases ×2 without decay, new layers ten times both.
+
+    net.from_scratch names the child modules that are new. BatchNorm's affine parameters are never optimised: Steps 1
+    and 2 freeze them, Step 3 leaves them as loaded (METHOD 3.7, 7.1). Prints the size of each group.
+    """
+    groups = {(new, kind): [] for new in (False, True) for kind in PLURAL}
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            for kind, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    groups[name.split('.')[0] in net.from_scratch, kind].append(parameter)
+    sizes = [f'{sum(p.numel() for p in group):,} in {"new" if new else "pretrained"} {PLURAL[kind]}'
+             for (new, kind), group in groups.items() if group]
+    print(f'parameters: {", ".join(sizes)}')
+    return [{'params': group, 'lr': lr * (10 if new else 1) * (2 if kind == 'bias' else 1),
+             'weight_decay': 0. if kind == 'bias' else weight_decay}
+            for (new, kind), group in groups.items() if group]
+
+
+class Run:
+    """One training run: steps counted from 0 to max_step, everything needed to continue written to <session>.ckpt.
+
+    net, optimizer: already on `device`. The learning rates follow lr·(1 − step/max_step)^power.
+    args: a script's flags, those of engine.cli.add_run_flags and add_device_flags among them. settings: all that the
+    run was told (dict, `args` unless given); a resumed run must share it but for checkpoint.UNCHECKED.
+    before: engine.cli.values_before, for settings that an older checkpoint lacks.
+    images, batch_size: of an epoch and of a step; max_step: number of steps, or None for `epochs` whole epochs.
+    """
+
+    def __init__(self, session, net, optimizer, *, device, args, before, images, batch_size, epochs=None, max_step=None,
+                 settings=None, power=0.9):
+        self.session, self.net, self.optimizer, self.device = Path(session), net, optimizer, device
+        self.args, self.batch_size = args, batch_size
+        self.settings = vars(args) if settings is None else settings
+        self.steps_per_epoch = images // batch_size
+        self.max_step = self.steps_per_epoch * epochs if max_step is None else max_step
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: max(0., 1 - step / self.max_step) ** power)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
+        self.step, self.stop_signal, self.bar, self.random_state = 0, None, None, None
+        files.out_dir(self.session.parent, '--session_name')
+        self._start_or_resume(before)
+        self.writer = self._open_tensorboard()
+        self.log = LossLog(self.path('.losses.jsonl'), self.step, self.writer)
+
+    def path(self, suffix):
+        """The file <session><suffix>."""
+        return self.session.with_name(self.session.name + suffix)
+
+    # ------------------------------------------------------------ the loop
+
+    @property
+    def epoch(self):
+        """Index of the epoch that the current step belongs to, 0-based."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def epoch_ended(self):
+        """Whether the step just made was the last of its epoch (read it after update)."""
+        return self.step % self.steps_per_epoch == 0
+
+    def due(self, every):
+        """Whether something done every `every` steps (0: never) is due after the current step."""
+        return every > 0 and self.step % every == 0
+
+    @property
+    def picture_due(self):
+        """Whether a picture is due after the current step: every --picture_every steps, and after the last."""
+        return self.due(self.args.picture_every) or self.step == self.max_step
+
+    def batches(self, dataset):
+        """Yield the remaining batches of the run. Between batches: saving, SIGTERM and Ctrl-C, the progress bar."""
+        batches = loading.training_batches(dataset, self.batch_size, self.args.seed, self.step, self.max_step,
+                                           self.args.num_workers, self.device)
+        self.net.train()
+        with self._signals(), progress(total=self.max_step * self.batch_size, initial=self.step * self.batch_size,
+                                       desc='training') as self.bar:
+            self._restore_random_state()
+            for batch in batches:
+                yield batch
+                if self.epoch_ended or self.due(self.args.save_every) or self.stop_signal:
+                    self.save()
+                if self.stop_signal:
+                    self._stop()
+
+    def update(self, terms, weights):
+        """Make one optimiser step on sum(weights[name]·terms[name]).
+
+        terms: {name: 0-dim tensor}. Nothing is read back from the device here: the values wait on it until the next
+        reading, every --log_every steps, where they are also checked to be finite.
+        """
+        total = sum(weights[name] * term for name, term in terms.items())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.log.add(self.step, total, terms)
+        self.step += 1
+        self.bar.update(self.batch_size)
+        if self.due(self.args.log_every) or self.epoch_ended:
+            self.read_losses()
+
+    def read_losses(self):
+        """Log the loss values of the last steps; stop the run if a value is not finite (UserError)."""
+        values = self.log.flush('lower the learning rate or use --amp off; '
+                                f'{self.path(".ckpt")} holds the last sound state')
+        if values:
+            self.writer.add_scalar('train/lr', self.scheduler.get_last_lr()[0], self.step)
+            self.bar.set_postfix({name: f'{value:.3g}' for name, value in values.items()}, refresh=False)
+
+    def log_scalars(self, scalars):
+        """Log {name: number} at the current step, to TensorBoard and as a line of text."""
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, self.step)
+        self.bar.write(f'step {self.step} of {self.max_step}: '
+                       + ', '.join(f'{name} {value:.4g}' for name, value in scalars.items()), file=sys.stdout)
+
+    def log_figure(self, name, figure):
+        """Put a matplotlib figure into TensorBoard and into <session>.<name>.png."""
+        with files.atomic(self.path(f'.{name}.png')) as temporary:
+            figure.savefig(temporary, dpi=100, bbox_inches='tight')
+        self.writer.add_figure(name, figure, self.step)  # closes it
+
+    def finish(self):
+        """Write <session>.pth, the plain state dict that inference reads, and close the logs."""
+        if not self.epoch_ended:
+            self.save()
+        self.save_weights(self.net.state_dict())
+        self.writer.close()
+        print(f'wrote {self.path(".pth")} after {self.step} steps'
+              + (f'; peak GPU memory {torch.cuda.max_memory_allocated(self.device) / 2 ** 30:.2f} GiB'
+                 if self.device.type == 'cuda' else ''))
+
+    def save_weights(self, state):
+        """Write a state dict to <session>.pth, on the CPU and atomically."""
+        if distributed.is_main():
+            with files.atomic(self.path('.pth')) as temporary:
+                torch.save({key: value.cpu() for key, value in state.items()}, temporary)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save(self):
+        """Write <session>.ckpt, once the losses so far are known to be finite."""
+        self.read_losses()
+        if not distributed.is_main():
+            return
+        random = {'cpu': torch.get_rng_state()}
+        if self.device.type == 'cuda':
+            random['cuda'] = torch.cuda.get_rng_state(self.device)
+        state = {'model': self.net.state_dict(), 'optimizer': self.optimizer.state_dict(),
+                 'scheduler': self.scheduler.state_dict(), 'scaler': self.scaler.state_dict(),
+                 'step': self.step, 'epoch': self.epoch, 'random': random}
+        checkpoint.save_checkpoint(self.path('.ckpt'), state, self.settings)
+
+    def _start_or_resume(self, before):
+        path = self.path('.ckpt')
+        if not path.exists():
+            if self.args.resume:
+                print(f'nothing to resume: {path} does not exist; starting from step 0')
+        elif self.args.resume:
+            self._load(path, before)
+        elif not self.args.overwrite:
+            raise UserError(path, 'this session has a checkpoint already',
+                            'add --resume to continue it, --overwrite to start anew, or choose another --session_name')
+        else:
+            path.unlink()
+
+    def _load(self, path, before):
+        state = checkpoint.read_checkpoint(path)
+        checkpoint.check_settings(path, state['settings'], self.settings, before)
+        self.net.load_state_dict(state['model'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.scheduler.load_state_dict(state['scheduler'])
+        self.scaler.load_state_dict(state['scaler'])
+        self.step, self.random_state = state['step'], state['random']
+        print(f'resumed {path} at step {self.step} of {self.max_step}')
+
+    def _restore_random_state(self):
+        """Dropout and pixel sampling draw from torch's global generator: seed it, or restore its saved state."""
+        if self.random_state is None:
+            torch.manual_seed(self.args.seed)
+            return
+        torch.set_rng_state(self.random_state['cpu'])
+        if self.device.type == 'cuda' and 'cuda' in self.random_state:
+            torch.cuda.set_rng_state(self.random_state['cuda'], self.device)
+
+    # ------------------------------------------------------------ logs and signals
+
+    def _open_tensorboard(self):
+        """Write <session>.json, what the run is; open TensorBoard. Returns its writer."""
+        info = runinfo.describe(self.settings, self.device, total_batch=self.batch_size, seed=self.args.seed,
+                                steps_per_epoch=self.steps_per_epoch, max_step=self.max_step)
+        files.save_json(self.path('.json'), info)
+        folder = files.out_dir(Path(self.args.tblog_dir) / self.session.name, '--tblog_dir')
+        writer = SummaryWriter(folder, purge_step=self.step)
+        writer.add_text('run', '```\n' + json.dumps(info, indent=2, default=str) + '\n```', self.step)
+        print(runinfo.line(info))
+        return writer
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """Note SIGTERM and Ctrl-C while training: the run saves and leaves after the current step."""
+        def note(number, _):
+            # `timeout` signals process and group, so SIGTERM can arrive twice; only a second Ctrl-C means "stop now".
+            if number == self.stop_signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_signal = self.stop_signal or number
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self):
+        self.writer.close()
+        print(f'\n{signal.Signals(self.stop_signal).name}: saved {self.path(".ckpt")} at step {self.step} of '
+              f'{self.max_step}; continue with --resume', file=sys.stderr)
+        sys.exit(128 + self.stop_signal)

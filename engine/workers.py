@@ -1,0 +1,62 @@
+"""What a worker process does for one image, free of torch: counting, checking. See crf_workers.py for the rest."""
+import numpy as np
+
+from data.cams import read_cams
+from data.images import image_size, opened_image
+from data.masks import check_same_shape, read_label_mask
+from data.saliency import problem
+from engine.errors import UserError
+from tool import metrics
+
+# ---------------------------------------------------------------- evaluation
+
+
+def count_mask(name, predict_dir, gt_dir, num_classes):
+    """Confusion counts of the mask of one image (an id): int64 (C, C + 1), see tool.metrics.confusion."""
+    gt_path, path = gt_dir / f'{name}.png', predict_dir / f'{name}.png'
+    gt, predicted = read_label_mask(gt_path, num_classes), read_label_mask(path, num_classes)
+    check_same_shape(path, predicted.shape, gt_path, gt.shape)
+    return metrics.confusion(gt, predicted, num_classes)
+
+
+def count_cams(name, predict_dir, gt_dir, num_classes, thresholds):
+    """Score histogram of the CAMs of one image (an id): (labels, present, counts[labels]).
+
+    labels: the true labels that occur. present: foreground indices from 0. counts: tool.metrics.score_histogram's.
+    What a worker sends back, and what is kept until the end, is small.
+    """
+    gt_path, path = gt_dir / f'{name}.png', predict_dir / f'{name}.npy'
+    gt = read_label_mask(gt_path, num_classes)
+    present, cams = read_cams(path, num_classes - 1)
+    check_same_shape(path, cams.shape[1:], gt_path, gt.shape)
+    counts = metrics.score_histogram(gt, cams, thresholds, num_classes)
+    labels = np.flatnonzero(counts.any((1, 2)))
+    return labels, present, counts[labels].astype(np.int32)
+
+
+# ---------------------------------------------------------------- checks before training
+
+def count_pseudo_mask(item, image_dir, mask_dir, num_classes):
+    """Pixels per label, int64 (256,), and confusion counts of one pseudo mask. item: its id, its ground truth or None.
+
+    UserError: a mask that cannot be read, of another size than its image, with a label out of range.
+    """
+    name, gt_path = item
+    path = mask_dir / f'{name}.png'
+    mask = read_label_mask(path, num_classes)
+    size = image_size(image_dir / f'{name}.jpg')
+    if mask.shape != size:
+        raise UserError(path, f'is {mask.shape[0]}x{mask.shape[1]} (height x width), its image {size[0]}x{size[1]}',
+                        'write the masks at the size of the images')
+    counts = np.zeros((num_classes, num_classes + 1), np.int64)
+    if gt_path:
+        gt = read_label_mask(gt_path, num_classes)
+        check_same_shape(path, mask.shape, gt_path, gt.shape)
+        counts = metrics.confusion(gt, mask, num_classes)
+    return np.bincount(mask.ravel(), minlength=256), counts
+
+
+def saliency_problem(name, saliency_dir, image_dir):
+    """What is wrong with the saliency map of an image (an id), in a few words; '' if nothing is."""
+    with opened_image(saliency_dir / f'{name}.png') as picture:
+        return problem(picture, image_size(image_dir / f'{name}.jpg'))

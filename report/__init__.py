@@ -1,0 +1,1 @@
+"""Chains of commands, and the HTML page that shows what came out."""

@@ -1,0 +1,254 @@
+"""The chain of commands from image-level labels to a segmentation network, and what each leaves to be reported.
+
+Command lines and paths only: report/pipeline.py runs them, report/page.py shows what came out.
+"""
+from dataclasses import dataclass, replace
+
+from engine.errors import UserError
+from report.pipeline import Step
+
+NETWORK_SCRIPTS = ('contrast_train.py', 'contrast_infer.py', 'aff_train.py', 'aff_infer.py',
+                   'segmentation/experiment/train.py', 'segmentation/experiment/test.py')
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the chain reads and writes; relative paths from the repository's root.
+
+    weights: pretrained backbone of Step 1 and 2. out: the run's folder. lists: folder of the lists and cls_labels.npy.
+    deeplab_weights: pretrained backbone of Step 3 ('': weights). saliency_dir: saliency maps, where a recipe learns
+    from them. experiment: Step 3's experiment ('': the recipe's). masks_crf: train Step 3 on the random walk's masks after the
+    CRF (as the published README has it) or before; a recipe without Step 2 takes the CRF's masks.
+    """
+    weights: str
+    out: str
+    voc12_root: str = 'VOC2012'
+    lists: str = 'voc12'
+    deeplab_weights: str = ''
+    saliency_dir: str = ''
+    experiment: str = ''
+    masks_crf: bool = True
+    alphas: tuple = (4, 24)
+
+    def under(self, name):
+        """A path in the run's folder."""
+        return f'{self.out}/{name}'
+
+    def list(self, split):
+        """The list of a split: 'train', 'train_aug' or 'val'."""
+        return f'{self.lists}/{split}.txt'
+
+    def scores(self, name):
+        """The JSON file that the evaluation step `name` leaves."""
+        return self.under('segmentation_val/scores.json' if name == 'segmentation_test' else f'scores/{name}.txt.json')
+
+    def masks(self, recipe):
+        """The folder of the pseudo masks of train_aug; those of val are in the folder of that name with `_val`."""
+        return self.under('crf' if not recipe.affinity else 'rw_crf' if self.masks_crf else 'rw')
+
+
+def chain(recipe, paths, extra=None, shared=(), workers=None, device=None):
+    """The steps of a tool.recipes.Recipe as a list of pipeline.Step.
+
+    extra: {step name: arguments added to its command}. shared: arguments added to every step that runs a network.
+    workers, device: --num_workers of every step and --device of those with a network; neither changes what is computed.
+    UserError: extra names a step that the chain lacks.
+    """
+    steps = [*seed_steps(recipe, paths), *(affinity_steps(paths) if recipe.affinity else ()),
+             *mask_evaluations(recipe, paths), *segmentation_steps(recipe, paths)]
+    extra = extra or {}
+    names = [step.name for step in steps]
+    unknown = set(extra).difference(names)
+    if unknown:
+        raise UserError(min(unknown), 'is no step of the chain', f'choose one of {", ".join(names)}')
+    return [completed(step, extra.get(step.name, ()), shared, workers, device) for step in steps]
+
+
+def completed(step, extra, shared, workers, device):
+    """A step with the arguments that `chain` adds to it."""
+    network = step.argv[0] in NETWORK_SCRIPTS
+    machine = () if workers is None else ('--num_workers', str(workers))
+    machine += ('--device', device) if network and device else ()
+    return replace(step, argv=(*step.argv, *(shared if network else ()), *map(str, extra)), machine=machine)
+
+
+def training_lists(paths, val=True):
+    """Flags for lists that are not the scripts' defaults. val: the script takes --val_list."""
+    if paths.lists == 'voc12':
+        return ()
+    return ('--train_list', paths.list('train_aug'), *(('--val_list', paths.list('val')) if val else ()))
+
+
+def label_flag(paths):
+    """--cls_labels, where they are not the scripts' default."""
+    return () if paths.lists == 'voc12' else ('--cls_labels', f'{paths.lists}/cls_labels.npy')
+
+
+# ---------------------------------------------------------------- Step 1
+
+def baseline_flag(recipe):
+    """--baseline, where it is not the scripts' default."""
+    return () if recipe.name == 'seam' else ('--baseline', recipe.name)
+
+
+def seed_steps(recipe, paths):
+    """Lists and labels, training, CAMs of train_aug (for the next steps) and val (to compare with DeepLab), scores."""
+    saliency = ('--saliency_dir', paths.saliency_dir) if recipe.saliency else ()
+    out = () if paths.lists == 'voc12' else ('--out', paths.lists)
+    session, root = paths.under('contrast'), ('--voc12_root', paths.voc12_root)
+    train = ('contrast_train.py', *baseline_flag(recipe), '--weights', paths.weights, *root,
+             '--session_name', session, *saliency, *training_lists(paths), *label_flag(paths),
+             '--tblog_dir', paths.under('tblog'), '--resume')
+    return [
+        Step('prepare', ('voc12/prepare.py', *root, *out, *saliency)),
+        Step('contrast_train', train, ('prepare',), makes=(f'{session}.*',)),
+        infer_step('contrast_infer', recipe, paths, 'train_aug', ''),
+        infer_step('contrast_infer_val', recipe, paths, 'val', '_val'),
+        eval_step('eval_seeds', paths, 'train', paths.under('cam'), 'contrast_infer', 'npy'),
+        eval_step('eval_seeds_val', paths, 'val', paths.under('cam_val'), 'contrast_infer_val', 'npy'),
+    ]
+
+
+def infer_step(name, recipe, paths, split, tail):
+    """CAMs (cam), seeds (cam_pred) and seeds after the CRF (crf) of a split, in folders that end in `tail`."""
+    folders = {'--out_cam': f'cam{tail}', '--out_cam_pred': f'cam_pred{tail}', '--out_crf': f'crf{tail}'}
+    outputs = [text for flag, folder in folders.items() for text in (flag, paths.under(folder))]
+    argv = ('contrast_infer.py', *baseline_flag(recipe), '--weights', paths.under('contrast.pth'),
+            '--infer_list', paths.list(split), '--voc12_root', paths.voc12_root, *label_flag(paths), *outputs)
+    return Step(name, argv, ('contrast_train',), makes=tuple(map(paths.under, folders.values())))
+
+
+def eval_step(name, paths, split, predict_dir, after, kind='png'):
+    """The score of a folder of predictions of a split, over all background scores where they are CAMs."""
+    argv = ('eval.py', '--list', paths.list(split), '--predict_dir', predict_dir,
+            '--gt_dir', f'{paths.voc12_root}/SegmentationClass', '--comment', name.removeprefix('eval_'),
+            '--type', kind, '--logfile', paths.under(f'scores/{name}.txt'))
+    return Step(name, argv + (('--curve', 'True') if kind == 'npy' else ()), (after,))
+
+
+# ---------------------------------------------------------------- Step 2
+
+def affinity_steps(paths):
+    """Labels of AffinityNet, its training, and the random walk with and without the CRF."""
+    session, root, cams = paths.under('aff'), ('--voc12_root', paths.voc12_root), paths.under('cam')
+    refined = paths.under('aff_crf')
+    prepare = ('aff_prepare.py', *root, '--infer_list', paths.list('train_aug'), '--cam_dir', cams,
+               '--out_crf', refined)
+    low, high = paths.alphas
+    if paths.alphas != Paths.alphas:
+        prepare += ('--alpha', low, high)
+    train = ('aff_train.py', '--weights', paths.weights, *root, '--la_crf_dir', f'{refined}/{low:.2f}',
+             '--ha_crf_dir', f'{refined}/{high:.2f}', '--session_name', session, *training_lists(paths),
+             '--tblog_dir', paths.under('tblog'), '--resume')
+    # DeepLab reads train_aug's masks; the other variant is scored only, on train.
+    plain, crf = ('train', 'train_aug') if paths.masks_crf else ('train_aug', 'train')
+    return [
+        Step('aff_prepare', prepare, ('contrast_infer',), makes=(refined,)),
+        Step('aff_train', train, ('aff_prepare',), makes=(f'{session}.*',)),
+        walk_step('aff_infer', paths, plain, '', False),
+        walk_step('aff_infer_crf', paths, crf, '', True),
+        walk_step('aff_infer_val', paths, 'val', '_val', False),
+        walk_step('aff_infer_crf_val', paths, 'val', '_val', True),
+    ]
+
+
+def walk_step(name, paths, split, tail, crf):
+    """The random walk from the CAMs of a split, with or without the CRF behind it."""
+    folder = paths.under(f'rw{"_crf" if crf else ""}{tail}')
+    argv = ('aff_infer.py', '--weights', paths.under('aff.pth'), '--voc12_root', paths.voc12_root,
+             '--infer_list', paths.list(split), '--cam_dir', paths.under(f'cam{tail}'), '--out_rw', folder)
+    return Step(name, argv + (('--crf',) if crf else ()), ('aff_train', f'contrast_infer{tail}'), makes=(folder,))
+
+
+def mask_evaluations(recipe, paths):
+    """The scores of the masks on train and val."""
+    steps = [eval_step('eval_seeds_crf', paths, 'train', paths.under('crf'), 'contrast_infer'),
+             eval_step('eval_seeds_crf_val', paths, 'val', paths.under('crf_val'), 'contrast_infer_val')]
+    if recipe.affinity:
+        steps += [eval_step('eval_walk', paths, 'train', paths.under('rw'), 'aff_infer'),
+                  eval_step('eval_walk_val', paths, 'val', paths.under('rw_val'), 'aff_infer_val'),
+                  eval_step('eval_walk_crf', paths, 'train', paths.under('rw_crf'), 'aff_infer_crf'),
+                  eval_step('eval_walk_crf_val', paths, 'val', paths.under('rw_crf_val'), 'aff_infer_crf_val')]
+    return steps
+
+
+# ---------------------------------------------------------------- Step 3
+
+def segmentation_steps(recipe, paths):
+    """DeepLab on the pseudo masks, and its four numbers on val."""
+    experiment = ('--experiment', paths.experiment or recipe.experiment)
+    session, out = paths.under('segmentation'), paths.under('segmentation_val')
+    root = ('--voc12_root', paths.voc12_root)
+    walked = 'aff_infer_crf' if paths.masks_crf else 'aff_infer'
+    masks_from = walked if recipe.affinity else 'contrast_infer'
+    train = ('segmentation/experiment/train.py', *experiment, '--pseudo_gt', paths.masks(recipe),
+             '--weights', paths.deeplab_weights or paths.weights, *root, '--session_name', session,
+             *training_lists(paths, val=False), '--tblog_dir', paths.under('tblog'), '--resume')
+    test = ('segmentation/experiment/test.py', *experiment, '--weights', f'{session}.pth', *root,
+            '--infer_list', paths.list('val'), '--out_dir', out)
+    return [Step('segmentation_train', train, (masks_from,), makes=(f'{session}.*',)),
+            Step('segmentation_test', test, ('segmentation_train',), makes=(out,))]
+
+
+# ---------------------------------------------------------------- what came out
+
+def rows(recipe, paths):
+    """The rows of the Model Zoo table, as report/page.py describes them: see `row`."""
+    found = [row(recipe, paths, 'seeds', 'train', 'eval_seeds', 'best', 'Seeds, best threshold', oracle=True)]
+    final = not recipe.affinity
+    for split, tail in (('train', ''), ('val', '_val')):
+        seeds = f'eval_seeds{tail}'
+        found.append(row(recipe, paths, 'seeds', split, seeds, 'fixed', 'Seeds, fixed threshold', short='seeds'))
+        title = 'Pseudo masks: seeds + CRF' if final else 'Seeds + CRF'
+        short = 'pseudo masks' if final else 'seeds + CRF'
+        found.append(row(recipe, paths, 'crf', split, f'eval_seeds_crf{tail}', 'fixed', title, short=short))
+        if recipe.affinity:
+            walk, crf = walk_names(paths)
+            found += [row(recipe, paths, 'walk', split, f'eval_walk{tail}', 'fixed', *walk),
+                      row(recipe, paths, 'walk + CRF', split, f'eval_walk_crf{tail}', 'fixed', *crf)]
+    return found + [row(recipe, paths, variant, 'val', 'segmentation_test', variant, f'DeepLab, {title}',
+                        short='DeepLab' if variant == 'multi_crf' else '')
+                    for variant, title in (('single', 'single-scale'), ('single_crf', 'single-scale + CRF'),
+                                           ('multi', 'multi-scale'), ('multi_crf', 'multi-scale + CRF'))]
+
+
+def walk_names(paths):
+    """(title, short name) of the random walk's masks before and after the CRF; DeepLab trains on the pseudo masks."""
+    if paths.masks_crf:
+        return ('Random walk', 'random walk'), ('Pseudo masks: random walk + CRF', 'pseudo masks')
+    return ('Pseudo masks: random walk', 'pseudo masks'), ('Random walk + CRF', '')
+
+
+def row(recipe, paths, stage, split, step, entry, title, short='', oracle=False):
+    """One row: stage, split, the JSON file with the score (of the evaluation `step`) and its entry there, the published
+    figure or None. short: the row's name among the steps of the chain, '' for a row that is no step.
+    oracle: its score was chosen with the ground truth that it is measured on."""
+    published = recipe.published.get((stage, split)) if entry != 'fixed' else None
+    return {'stage': title, 'split': split, 'scores': paths.scores(step), 'entry': entry, 'published': published,
+            'short': short, 'oracle': oracle}
+
+
+def report_input(recipe, paths, steps, title, notes=()):
+    """The description of a run that report/page.py builds its page from. steps: those of `chain`. notes: paragraphs."""
+    sessions = {'contrast': 'Step 1: classification and contrast', 'aff': 'Step 2: AffinityNet',
+                'segmentation': 'Step 3: DeepLab'}
+    curves = {'train': 'eval_seeds', 'val': 'eval_seeds_val'}
+    return {
+        'title': title, 'notes': list(notes), 'supervision': 'saliency' if recipe.saliency else '',
+        'rows': rows(recipe, paths),
+        'runs': [{'title': text, 'session': paths.under(name)} for name, text in sessions.items()],
+        'curves': [{'title': split, 'scores': paths.scores(step)} for split, step in curves.items()],
+        'images': {'list': paths.list('val'), 'photos': f'{paths.voc12_root}/JPEGImages',
+                   'ground_truth': f'{paths.voc12_root}/SegmentationClass', 'stages': picture_stages(recipe, paths)},
+        'commands': [{'name': step.name, 'line': step.line} for step in steps], 'log_dir': paths.under('log'),
+    }
+
+
+def picture_stages(recipe, paths):
+    """The folders of val's predictions that the report shows side by side, in the order of the steps."""
+    folders = {'CAM': paths.under('cam_val'), 'seed': paths.under('cam_pred_val')}
+    if recipe.affinity and paths.masks_crf:
+        folders['random walk'] = paths.under('rw_val')
+    folders |= {'pseudo mask': f'{paths.masks(recipe)}_val', 'DeepLab': paths.under('segmentation_val/multi_crf')}
+    return [{'title': title, 'folder': folder, 'kind': 'cam' if title == 'CAM' else 'mask'}
+            for title, folder in folders.items()]

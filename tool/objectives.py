@@ -1,0 +1,38 @@
+"""What each baseline minimises: its losses and the contrast, as one dict of named terms. METHOD 3.7, 8.2, 8.3.
+
+Every function takes the two views (tool.cam.View), the batch's tool.seam.Target and the tool.recipes.Recipe with its
+settings, and returns {term: 0-dim tensor}, unweighted.
+"""
+from tool import contrast
+from tool import eps as eps_losses
+from tool import seam as seam_losses
+
+
+def cam(view1, view2, target, recipe):
+    """Plain CAM: classification of both views."""
+    return seam_losses.classification(view1, view2, target)
+
+
+def seam(view1, view2, target, recipe):
+    """SEAM with contrast."""
+    return seam_losses.losses(view1, view2, target) | contrast_terms(view1, view2, target, recipe)
+
+
+def eps(view1, view2, target, recipe):
+    """EPS with SEAM's regularisation and contrast."""
+    return (eps_losses.losses(view1, view2, target, recipe.tau, recipe.alpha)
+            | contrast_terms(view1, view2, target, recipe))
+
+
+def eps_plain(view1, view2, target, recipe):
+    """EPS without contrast."""
+    return eps_losses.plain_losses(view1, view2, target, recipe.tau, recipe.alpha)
+
+
+def contrast_terms(view1, view2, target, recipe):
+    """The contrast terms that have a weight; {} where none has."""
+    wanted = [name for name in contrast.TERMS if name in recipe.terms]
+    if not wanted:
+        return {}
+    return contrast.losses(view1, view2, target.label, wanted=wanted, bg_threshold=recipe.bg_threshold,
+                           fraction=recipe.prototype_fraction, temperature=recipe.temperature)
