@@ -1,17 +1,21 @@
-# make demo       the whole chain on a toy data set, on a CPU: table and pictures in runs/demo
-# make demo-eps   the same with EPS, the second baseline: runs/demo_eps
-# make test       all tests
-# make ablation   what each loss term adds: eight rows, three seeds each
-# make bench      every stage beside the published formulation (make bench QUICK=1: the short form)
-# make help       this list
+# make demo        the whole chain on a toy data set, on a CPU: table and pictures in runs/demo
+# make demo-eps    the same with EPS, the second baseline: runs/demo_eps
+# make test        the tests, but for those that kill runs and start chains
+# make test-quick  a minute of them: the arithmetic, the files, the house
+# make test-long   those that make test leaves out
+# make ablation    what each loss term adds: eight rows, three seeds each
+# make bench       every stage beside the published formulation (make bench QUICK=1: the short form)
+# make help        this list
 # Each makes the virtual environment .venv first, where it is missing. PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
+QUICK_TESTS := tests/test_house.py tests/test_losses.py tests/test_metrics.py tests/test_random_walk.py \
+    tests/test_files.py tests/test_recipes.py
 
-.PHONY: help demo demo-eps test ablation bench
+.PHONY: help demo demo-eps test test-quick test-long lint ablation bench
 .DEFAULT_GOAL := help
 
 help:
@@ -24,7 +28,17 @@ demo-eps: $(READY)
 	$(PY) demo.py --baseline eps
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -m "not long"
+
+test-quick: $(READY)
+	$(PY) -m pytest -m "not long and not wide" $(QUICK_TESTS)
+
+test-long: $(READY)
+	$(PY) -m pytest -m long
+
+# Unused and undefined names, lines over 120 columns, the order of imports (ruff.toml).
+lint: $(READY)
+	$(VENV)/bin/ruff check .
 
 ablation: $(READY)
 	$(PY) ablation.py

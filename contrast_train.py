@@ -32,13 +32,12 @@ def main(args):
     # Imported here, because --help need not wait for torch.
     import torch
 
-    from data import transforms
-    from data.classification import LabelledImages, SalientImages
+    from engine.datasets import training_images, validation_images
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
     from engine.pictures import cam_figure
     from engine.training import Run, parameter_groups
-    from engine.validation import validate_classification, validation_ids
+    from engine.validation import validate_classification
     from network.weights import to_published_eps
     from tool.cam import resize
     from tool.seam import Target, present_channels
@@ -48,17 +47,7 @@ def main(args):
     check(args, recipe, len(ids))
     device = set_up(args)
     net = network_for_training(args, device, recipe, num_classes=VOC.num_classes)
-
-    labelled = args.voc12_root, args.cls_labels, VOC.num_foreground
-    augment = transforms.classification_train(args.crop_size, *sorted(args.resize_long))
-    if recipe.saliency:
-        print(f'extra supervision: saliency ({args.saliency_dir})')
-        dataset = SalientImages(ids, *labelled, augment, args.saliency_dir, args.convert_rgb)
-    else:
-        dataset = LabelledImages(ids, *labelled, augment, args.convert_rgb)
-    val_ids = validation_ids(args)
-    validation = val_ids and LabelledImages(val_ids, *labelled, transforms.classification_val(args.crop_size),
-                                            args.convert_rgb)
+    dataset, validation = training_images(ids, args, recipe, VOC), validation_images(args, VOC)
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,

@@ -186,11 +186,12 @@ def add_recipe_flags(parser, script):
     for field in recipe_settings(script):
         bounds = {key: field.metadata[key] for key in ('low', 'high', 'above')}
         kind = str if field.metadata['kind'] is str else number(field.metadata['kind'], **bounds)
+        defaults = _by_baseline([getattr(recipe, field.name) for recipe in RECIPES.values()])
         parser.add_argument(f'--{field.name}', type=kind, choices=field.metadata['choices'],
-                            help=f'{field.metadata["help"]} ({_by_baseline(lambda recipe: getattr(recipe, field.name))})')
+                            help=f'{field.metadata["help"]} ({defaults})')
     if script == 'train':
         for name, term in TERMS.items():
-            defaults = _by_baseline(lambda recipe: recipe.weights.get(name))
+            defaults = _by_baseline([recipe.weights.get(name) for recipe in RECIPES.values()])
             parser.add_argument(f'--w_{name}', type=non_negative_number,
                                 help=f'weight of the term {name}, {term.meaning}; 0 switches it off ({defaults})')
 
@@ -200,14 +201,13 @@ def recipe_settings(script):
     return [field for field in dataclasses.fields(Recipe) if script in field.metadata.get('scripts', ())]
 
 
-def _by_baseline(value_of):
-    """The default of a flag per baseline, in words: 'default: 8; eps, eps_plain: 15'."""
+def _by_baseline(values):
+    """A flag's default for each baseline (`values`, in the order of RECIPES), in words: 'seam, cam: 8; eps: 15'."""
     groups = {}
-    for name, recipe in RECIPES.items():
-        value = value_of(recipe)
+    for name, value in zip(RECIPES, values):
         if value is not None:
-            groups.setdefault('to be given' if value == '' else f'{value:.4g}' if isinstance(value, float) else value,
-                              []).append(name)
+            words = 'to be given' if value == '' else f'{value:.4g}' if isinstance(value, float) else value
+            groups.setdefault(words, []).append(name)
     return '; '.join(f'{", ".join(names)}: {value}' for value, names in groups.items())
 
 

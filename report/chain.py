@@ -17,8 +17,8 @@ class Paths:
 
     weights: pretrained backbone of Step 1 and 2. out: the run's folder. lists: folder of the lists and cls_labels.npy.
     deeplab_weights: pretrained backbone of Step 3 ('': weights). saliency_dir: saliency maps, where a recipe learns
-    from them. experiment: Step 3's experiment ('': the recipe's). masks_crf: train Step 3 on the random walk's masks after the
-    CRF (as the published README has it) or before; a recipe without Step 2 takes the CRF's masks.
+    from them. experiment: Step 3's experiment ('': the recipe's). masks_crf: train Step 3 on the random walk's masks
+    after the CRF (as the published README has it) or before; a recipe without Step 2 takes the CRF's masks.
     """
     weights: str
     out: str

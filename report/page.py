@@ -192,7 +192,8 @@ def classes_section(rows, names):
     for row in steps:
         splits.setdefault(row['split'], []).append(row)
     plots = [plot(figures.class_bars([(row['short'], row['class_iou']) for row in group], names),
-                  f'IoU per class on {split}', split, f'from {group[0]["short"]} to {group[-1]["short"]}' if group[1:] else '')
+                  f'IoU per class on {split}', split,
+                  f'from {group[0]["short"]} to {group[-1]["short"]}' if group[1:] else '')
              for split, group in splits.items()]
     text = 'Bar and first number: the last step. Dots: every step. Second number: the change from first to last.'
     return section('IoU per class', plots, text) + class_table(splits, names) if plots else ''

@@ -24,7 +24,8 @@ from voc12.classes import VOC
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--list', required=True, help='image ids')
-    cli.add_data_flags(parser)
+    cli.add_image_flags(parser)
+    cli.add_label_flag(parser)
     parser.add_argument('--out', required=True, help='folder of the masks (.png)')
     return parser
 

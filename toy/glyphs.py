@@ -28,7 +28,8 @@ GLYPHS = {
     'bus': '🚌🚍', 'car': '🚗🚙🏎🚕', 'cat': '🐈🐱', 'chair': '🪑', 'cow': '🐄🐮', 'diningtable': '',
     'dog': '🐕🐩🐶', 'horse': '🐎🐴', 'motorbike': '🏍🛵', 'person': '🧍👩👨🏃💃👷', 'pottedplant': '🪴🌵',
     'sheep': '🐑🐏', 'sofa': '🛋', 'train': '🚆🚂🚄', 'tvmonitor': '📺🖥'}
-DISTRACTORS = '🍎🍌🍇🍉🍕🍔🎈⚽🏀🏈🎾🎸🎺🎻🥁🔨🔧🔑🔔🎁🌻🍄🍁⭐🌙🔥💎👑🎩👓👟👜🎒☂📚📦📷☎⌚🕰💡🕯🧲🧹🚦🚧🛑🏆🎲🪁🧩🦋🐞🐢🐸🐙🦀🐟🐘🦒'
+DISTRACTORS = ('🍎🍌🍇🍉🍕🍔🎈⚽🏀🏈🎾🎸🎺🎻🥁🔨🔧🔑🔔🎁🌻🍄🍁⭐🌙🔥💎👑🎩👓'
+               '👟👜🎒☂📚📦📷☎⌚🕰💡🕯🧲🧹🚦🚧🛑🏆🎲🪁🧩🦋🐞🐢🐸🐙🦀🐟🐘🦒')
 FOOD = '🍕🍔🍰🍎🥐🍳🍉🍇'
 
 # The part of a glyph that is the object, (top, bottom, left, right): drops the water painted under boats,

@@ -90,7 +90,7 @@ def initialise(net):
 
 
 def with_head(backbone, outputs):
-    """The backbone with a linear map on its high level, without bias as in the CAM networks: a module with .backbone, .head."""
+    """The backbone and a linear map on its high level, without bias as in the CAM networks: ['backbone'], ['head']."""
     head = nn.Conv2d(backbone.channels['high'], outputs, 1, bias=False)
     nn.init.normal_(head.weight, std=.01)
     return nn.ModuleDict({'backbone': backbone, 'head': head})

@@ -1,0 +1,74 @@
+"""What many tests share: running scripts, what a refusal looks like, golden files, filled networks, folders as bytes."""
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden.fill import fill_state_dict
+
+from engine import cli
+from engine.files import REPO
+
+GOLDEN = Path(__file__).resolve().parent / 'golden'
+
+
+def golden(name):
+    """The arrays of golden/<name>, as numpy.load gives them."""
+    return np.load(GOLDEN / name)
+
+
+def filled(net_class, *args, **options):
+    """A network in eval mode with the golden weights, which depend on its state-dict keys alone.
+
+    net_class: called with `args` and `options` on PyTorch's meta device, so that no time goes into random weights.
+    """
+    with torch.device('meta'):
+        net = net_class(*args, **options)
+    net = net.to_empty(device='cpu').eval()
+    net.load_state_dict(fill_state_dict(net.state_dict()))
+    return net
+
+
+def script(name):
+    """The module of a script, for example script('eval') or script('segmentation/experiment/train')."""
+    spec = importlib.util.spec_from_file_location(f'script_{name.replace("/", "_")}', REPO / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_main(name, *argv):
+    """Run a script's main in this process with these arguments; its exceptions are raised here."""
+    module = script(name)
+    module.main(module.get_args_parser().parse_args([str(text) for text in argv]))
+
+
+def run_script(name, *argv, **options):
+    """Run a script as a user does, in a process of its own: subprocess.CompletedProcess with text output."""
+    command = [sys.executable, REPO / f'{name}.py', *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def assert_refused(capsys, name, *argv):
+    """Run a script in this process; it must end as a user's mistake should: exit code 2, one error line, no traceback.
+
+    Returns that line.
+    """
+    module = script(name)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(module.main, module.get_args_parser(), [str(text) for text in argv])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert end.value.code == 2
+    assert len(errors) == 1
+    assert errors[0].count('; ') >= 1, 'an error says what to do'
+    return errors[0]
+
+
+def tree_bytes(folder, suffix=''):
+    """{path below the folder: bytes} of all its files whose names end in `suffix`."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob(f'*{suffix}'))
+            if path.is_file()}
