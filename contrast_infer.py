@@ -58,7 +58,7 @@ def main(args):
     dataset.keep(ids if args.overwrite else files.unfinished(ids, outputs.values()))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
           f'{len(args.scales)} scales with flips')
-    net = network_for_inference(args, device, num_classes=VOC.num_classes)
+    net = network_for_inference(args, device, recipe, num_classes=VOC.num_classes)
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
     settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC)
 

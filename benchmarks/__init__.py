@@ -1,1 +1,1 @@
-"""Timings: every stage beside the published formulation of its arithmetic, in one process, alternately."""
+"""Timings: every stage beside the published formulation of its arithmetic (bench.py), and on a GPU (gpu.py)."""

@@ -8,17 +8,20 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from aff_prepare import prepare
 from benchmarks import inputs
 from benchmarks.frame import in_child, timed
 from benchmarks.stages import step1, step2, step3
+from data.cams import save_cams
 from engine import cli, files, parallel
+from engine.crf_workers import write_probabilities
 from voc12.classes import VOC
 
 
 @dataclass(frozen=True)
 class Curve:
-    """title, axis: words. setup(options, **sizes) → Case. points: ((position on the axis, sizes), …), ascending. quick:
+    """A stage at several sizes.
+
+    title, axis: words. setup(options, **sizes) → frame.Case. points: ((place on the axis, sizes), …), ascending. quick:
     how many of them --quick takes. ours_only: further points where the published side would take too long or too much
     memory.
     """
@@ -59,46 +62,45 @@ WORKERS = (1, 2, 4)
 
 
 def measure(options):
-    """The curves: [{'title', 'axis', 'ours': [(position, seconds), …], 'published': …, 'exponents': {side: …}}],
-    seconds of a whole call.
+    """The curves: [{'title', 'axis', 'ours': [(place, seconds), …], 'published': …, 'exponents': {side: number}}].
+
+    Seconds are those of a whole call.
     """
     curves = [in_child(measure_curve, index, options) for index in range(len(CURVES))]
     return curves + [worker_curve(options)]
 
 
 def measure_curve(index, options):
+    """The curve CURVES[index], measured in this process."""
     curve = CURVES[index]
     points = curve.points[:curve.quick] if options.quick else curve.points
     out = {'title': curve.title, 'axis': curve.axis, 'ours': [], 'published': []}
-    for position, sizes in points + (() if options.quick else curve.ours_only):
-        case = prepare(curve, options, sizes)
-        for side, share in (('ours', 1), ('published', case.published_share)):
-            if side == 'ours' or (position, sizes) in points:
-                out[side].append((position, best(getattr(case, side), options) / share))
+    for place, sizes in points + (() if options.quick else curve.ours_only):
+        torch.set_num_threads(options.threads)
+        case = curve.setup(options, **sizes)
+        for side, fraction in (('ours', 1), ('published', case.published_fraction)):
+            if side == 'ours' or (place, sizes) in points:
+                out[side].append((place, best(getattr(case, side), options.quick) / fraction))
     return with_exponents(out)
 
 
-def prepare(curve, options, sizes):
-    torch.set_num_threads(options.threads)
-    return curve.setup(options, **sizes)
-
-
-def best(call, options):
+def best(call, quick):
     """Seconds of the quickest of up to three calls after a first one: what the work takes where nothing disturbs it."""
     call()
     times = []
-    while not times or (not options.quick and len(times) < 3 and sum(times) < 3):
-        times.append(timed(call, options.device)[0])
+    while not times or (not quick and len(times) < 3 and sum(times) < 3):
+        times.append(timed(call)[0])
     return min(times)
 
 
 def with_exponents(curve):
+    """A curve with the exponent of each side that has two points or more."""
     fitted = [side for side in ('ours', 'published') if len(curve[side]) > 1]
     return curve | {'exponents': {side: exponent(curve[side]) for side in fitted}}
 
 
 def exponent(points):
-    """The least-squares slope of log(seconds) over log(position)."""
+    """The least-squares slope of log(seconds) over log(place)."""
     x, y = ([math.log(value) for value in column] for column in zip(*points))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
@@ -116,21 +118,22 @@ def worker_curve(options):
 
 def write_image(folder, number, size):
     """A photo and its CAMs, as aff_prepare.py reads them. Returns (folder, id)."""
-
-    keys, maps = inputs.cams(*size)
     Image.fromarray(inputs.photo(*size)).save(folder / f'{number}.jpg', quality=95)
-    files.save_npy(folder / f'{number}.npy', dict(zip(keys.tolist(), maps)))
+    save_cams(folder / f'{number}.npy', *inputs.cams(*size))
     for alpha in (4, 24):
         files.out_dir(folder / f'{alpha}', '--out')
     return folder, str(number)
 
 
 def refine(image):
+    """aff_prepare.py's work on an image of write_image."""
     folder, name = image
-    prepare(name, folder, folder, {4.: folder / '4', 24.: folder / '24'}, 10, False, True)
+    write_probabilities(name, folder, folder, {4.: folder / '4', 24.: folder / '24'}, iterations=10,
+                        num_classes=VOC.num_classes, convert_rgb=False, overwrite=True)
 
 
 def seconds_with(workers, images):
+    """Seconds that `workers` processes take for the images, once they have started."""
     with parallel.executor(workers) as pool:
         list(pool.map(refine, images[:2 * workers]))  # starts the processes and their imports
         start = time.perf_counter()

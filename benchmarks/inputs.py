@@ -1,4 +1,4 @@
-"""What the stages work on: a photo, CAMs, network outputs and weights, the same in every process."""
+"""What the stages work on, the same in every process: a photo, images, CAMs, labels, weights. How results compare."""
 from functools import lru_cache
 
 import cv2
@@ -11,11 +11,12 @@ from voc12.classes import VOC
 
 SIZE = 375, 500                     # (H, W) of a usual VOC photo
 PRESENT = (1, 2, 1, 1, 3, 2, 1, 1)  # classes of the images of a batch: 1.5 on average, as in VOC
+GOLDEN = REPO / 'tests' / 'golden'
 
 
 @lru_cache
 def _photo():
-    return np.load(REPO / 'tests' / 'golden' / 'chain.npz')['image_2011_000001']
+    return np.load(GOLDEN / 'chain.npz')['image_2011_000001']
 
 
 def photo(height, width):
@@ -38,6 +39,11 @@ def smooth(count, height, width, seed=0):
 def cams(height, width, classes=(4, 14)):
     """CAMs of an image with two classes, a third of it background: class array (2,), float32 (2, H, W)."""
     return np.array(classes), smooth(len(classes), height, width) ** 2
+
+
+def images(count, side):
+    """A batch of random normalised images: float32 tensor (count, 3, side, side)."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def labels(count, num_foreground=VOC.num_foreground):
@@ -78,8 +84,8 @@ def close(ours, published, relative=1e-4, what='values'):
     return f'{what} to {difference:.0e}'
 
 
-def alike(ours, published, share=0.999, what='labels'):
-    """Words for the share of equal labels; AssertionError below `share`."""
+def alike(ours, published, fraction=0.999, what='labels'):
+    """Words for the fraction of equal labels; AssertionError below `fraction`."""
     same = float((np.asarray(ours) == np.asarray(published)).mean())
-    assert same >= share, f'{what} equal on {100 * same:.2f}% only'
+    assert same >= fraction, f'{what} equal on {100 * same:.2f}% only'
     return f'{what} equal on {100 * same:.2f}%'

@@ -1,8 +1,10 @@
 """The full VOC run (10,582 images, three steps) in hours, from the stages measured at the sizes of that run.
 
 Networks: the floating-point operations of each pass are counted at full size and width 1 without running them, and cost
-what an operation cost in the 'cam_inference' stage (width 1). All else: the measured time of an image.
+what an operation cost in the 'cam_inference' stage (width 1). All else: the measured CPU time of an image.
 """
+import statistics
+
 import torch
 
 from benchmarks import inputs
@@ -13,43 +15,36 @@ from segmentation.experiment.config import Config
 from voc12.classes import VOC
 
 TRAIN, VAL, EPOCHS, DEEPLAB_IMAGES = 10582, 1449, 8, 20_000 * 10
-CROP, SMALL = 448, 128
+CROP, VIEW2_SIDE = 448, 128
 NEEDED = ('cam_inference', 'contrast_loss', 'data_loading', 'crf', 'aff_prepare', 'affinity_labels', 'random_walk')
 
 
-def full_run(results, on_device):
-    """[{'part', 'images', 'ours', 'published': (network hours, other core-hours)}]; [] where a stage is missing.
+def full_run(results):
+    """[{'part', 'images', 'ours', 'published': (core-hours of the network, of all else)}]; [] where a stage is missing.
 
-    results: {stage name: result of frame.run}. on_device: whether the networks and losses ran on a GPU; then their wall
-    time counts, as GPU-hours; else CPU time.
+    results: {stage name: result of frame.run}.
     """
     if not all(name in results for name in NEEDED):
         return []
     flops = network_flops()
     rows = []
-    for part, images, network, device_stage, other_stages in (
-            ('Step 1, training', TRAIN * EPOCHS, 'contrast_train', 'contrast_loss', ['data_loading']),
-            ('Step 1, CAMs and CRF', TRAIN, 'contrast_infer', None, ['crf']),
-            ('Step 2, aff_prepare', TRAIN, None, None, ['aff_prepare']),
-            ('Step 2, training', TRAIN * EPOCHS, 'aff_train', None, ['affinity_labels']),
-            ('Step 2, random walk', TRAIN, 'aff_infer', None, ['random_walk']),
-            ('Step 3, training', DEEPLAB_IMAGES, 'deeplab_train', None, []),
-            ('Step 3, multi-scale test on val', VAL, 'deeplab_test', None, [])):
+    for part, images, network, loss_stages, other_stages in (
+            ('Step 1, training', TRAIN * EPOCHS, 'contrast_train', ['contrast_loss'], ['data_loading']),
+            ('Step 1, CAMs and CRF', TRAIN, 'contrast_infer', [], ['crf']),
+            ('Step 2, aff_prepare', TRAIN, None, [], ['aff_prepare']),
+            ('Step 2, training', TRAIN * EPOCHS, 'aff_train', [], ['affinity_labels']),
+            ('Step 2, random walk', TRAIN, 'aff_infer', [], ['random_walk']),
+            ('Step 3, training', DEEPLAB_IMAGES, 'deeplab_train', [], []),
+            ('Step 3, multi-scale test on val', VAL, 'deeplab_test', [], [])):
         row = {'part': part, 'images': images}
         for side in ('ours', 'published'):
-            per_flop = cost(results['cam_inference'], side, on_device) / results['cam_inference']['flops']
-            device = per_flop * flops.get(network, 0)
-            device += cost(results[device_stage], side, on_device) if device_stage else 0
-            other = sum(cost(results[name], side, False) for name in other_stages)
-            row[side] = device * images / 3600, other * images / 3600
+            seconds = {name: statistics.median_high(results[name][side]['cpu']) for name in NEEDED}
+            per_flop = seconds['cam_inference'] / results['cam_inference']['flops']
+            network_seconds = per_flop * flops.get(network, 0) + sum(seconds[name] for name in loss_stages)
+            other = sum(seconds[name] for name in other_stages)
+            row[side] = network_seconds * images / 3600, other * images / 3600
         rows.append(row)
     return rows
-
-
-def cost(result, side, on_device):
-    """Median seconds an image: wall time on a GPU, CPU time otherwise."""
-    values = sorted(result[side]['wall' if on_device else 'cpu'])
-    return values[len(values) // 2]
 
 
 def network_flops():
@@ -57,13 +52,12 @@ def network_flops():
 
     A training pass counts three forward passes (gradients of inputs and of weights cost one each).
     """
-
     with torch.device('meta'):
-        net, aff = resnet38_contrast.Net().eval(), resnet38_aff.Net().eval()
+        net, aff = resnet38_contrast.Net(VOC.num_classes).eval(), resnet38_aff.Net().eval()
         segment = deeplab.build('deeplabv1_resnet38', VOC.num_classes).eval()
 
     def contrast(x):
-        return contrast_forward(net, x)  # the same operations; net.maps asks for autocast, which the meta device lacks
+        return contrast_forward(net, x)  # the same operations; net.view asks for autocast, which the meta device lacks
 
     def forward(call, height, width):
         with torch.no_grad():
@@ -73,7 +67,7 @@ def network_flops():
         height, width = inputs.SIZE
         return 2 * sum(forward(call, height * factor, width * factor) for factor in factors)
 
-    return {'contrast_train': 3 * (forward(contrast, CROP, CROP) + forward(contrast, SMALL, SMALL)),
+    return {'contrast_train': 3 * (forward(contrast, CROP, CROP) + forward(contrast, VIEW2_SIDE, VIEW2_SIDE)),
             'contrast_infer': scales(contrast, SCALES),
             'aff_train': 3 * forward(aff, CROP, CROP), 'aff_infer': forward(aff, *inputs.SIZE),
             'deeplab_train': 3 * forward(segment, CROP, CROP),

@@ -1,9 +1,9 @@
 """The measurements as tables (RESULTS.md), pictures (results.png, growth.png) and numbers (results.json)."""
+import math
 import os
 import platform
 import statistics
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
 
@@ -12,7 +12,7 @@ from engine import files, runinfo
 
 PACKAGES = 'torch', 'torchvision', 'numpy', 'scipy', 'pydensecrf2'
 HOW = """\
-The published side is `benchmarks/published/`: the arithmetic of the published code written anew from its description,
+The published side is `reference/`: the arithmetic of the published code written anew from its description,
 loops and copies included, and compared with golden files in `tests/`. Both sides get the same inputs and alternate in
 one process; their results are compared at every run. Times are medians, a ratio is the median over pairs (published
 over ours). Peak memory is what a first call adds to its process, each side in a fresh one. Floor: the least arithmetic
@@ -22,9 +22,8 @@ BUSY = 0.7  # load average from which on the machine counts as shared with other
 
 def describe(args):
     """What is measured where: a JSON-ready dict. Call it first: the benchmark's own work raises the load."""
-    device = torch.device(args.device) if args.device != 'cpu' else None
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
-    return runinfo.describe(vars(args), device) | {
+    return runinfo.describe(vars(args)) | {
         'platform': f'{platform.system()} {platform.machine()}', 'processor': processor(), 'cores': os.cpu_count(),
         'threads': args.threads, 'load_before': load}
 
@@ -48,8 +47,9 @@ def line(result):
             f'(CPU {result["cpu_ratio"]:.2f}), peak MiB {memory}, {result["agreement"]}')
 
 
-def median(result, side, kind='wall'):
-    return statistics.median(result[side][kind])
+def median(result, side):
+    """Median wall seconds an image of one side of a stage's result."""
+    return statistics.median(result[side]['wall'])
 
 
 def seconds(value):
@@ -57,19 +57,17 @@ def seconds(value):
     return f'{1000 * value:.3g} ms' if value < 1 else f'{value:.3g} s'
 
 
-def write(out, info, stages, results, curves, sweep):
+def write(out, info, stages, results, curves):
     """Write the report into the folder `out`.
 
-    info: of describe, with 'rates'. stages: {name: Stage}. results: of frame.run, curves: of growth.measure, sweep: of
-    cuda.sweep; each may be empty.
+    info: of describe, with 'rates'. stages: {name: table.Stage}. results: of frame.run, curves: of growth.measure; both
+    may be empty.
     """
-    settings = info['settings']
     by_name = {result['name']: result for result in results}
-    hours = [] if settings['quick'] else projection.full_run(by_name, settings['device'] == 'cuda')
-    everything = {'info': info, 'stages': results, 'growth': curves, 'projection': hours, 'cuda': sweep}
-    files.save_json(out / 'results.json', everything)
+    hours = [] if info['settings']['quick'] else projection.full_run(by_name)
+    files.save_json(out / 'results.json', {'info': info, 'stages': results, 'growth': curves, 'projection': hours})
     parts = [header(info), stage_table(stages, results, info), profile_table(stages, results), growth_table(curves),
-             hours_table(hours, 'GPU' if settings['device'] == 'cuda' else 'core'), cuda_table(sweep, by_name, info)]
+             hours_table(hours)]
     files.save_text(out / 'RESULTS.md', '\n\n'.join(part for part in parts if part) + '\n')
     if any('wall_ratio' in result for result in results):
         save(out / 'results.png', ratio_chart(stages, results))
@@ -85,13 +83,10 @@ def header(info):
     packages = ', '.join(f'{name} {info["packages"][name]}' for name in PACKAGES)
     lines = [
         '# Every stage beside the published formulation', '',
-        f'`{command} --device {settings["device"]}`, {info["time"]}, commit {info["git_commit"]}, on '
-        f'{info["processor"]}, {info["cores"]} cores, {info["threads"]} threads of PyTorch; {info["platform"]}; '
-        f'Python {info["python"]}, {packages}; float32.']
-    if settings['device'] == 'cuda':
-        lines.append(f'Networks and losses on {info["device"]}.')
-    for name, words in (('one core', 'one core'), ('all cores', 'all cores' if settings['device'] == 'cpu' else 'GPU')):
-        lines.append(f'Rate of the {words}: {rates[name]["flops"] / 1e9:.0f} GFLOP/s (matrix product or convolution), '
+        f'`{command}`, {info["time"]}, commit {info["git_commit"]}, on {info["processor"]}, {info["cores"]} cores, '
+        f'{info["threads"]} threads of PyTorch; {info["platform"]}; Python {info["python"]}, {packages}; float32.']
+    for name in ('one core', 'all cores'):
+        lines.append(f'Rate of {name}: {rates[name]["flops"] / 1e9:.0f} GFLOP/s (matrix product or convolution), '
                      f'{rates[name]["bytes"] / 1e9:.1f} GB/s (copy).')
     lines += ['', HOW]
     if settings['quick']:
@@ -100,13 +95,12 @@ def header(info):
     if info['load_before'] > BUSY:
         lines += ['', f'**Measured on a busy machine (load average {info["load_before"]:.1f} before the start): '
                   'seconds and rates are too pessimistic; ratios, above all those of CPU time, hold better.**']
-    if settings['device'] == 'cpu':
-        lines += ['', 'Not measured: CUDA, for want of a GPU. `python benchmarks/bench.py --device cuda` makes the '
-                  'same tables on one, and one more: images a second and memory at full size under each precision.']
+    lines += ['', 'Not measured: CUDA. `python benchmarks/gpu.py` measures, on a GPU, what only a GPU can tell.']
     return '\n'.join(lines)
 
 
 def stage_table(stages, results, info):
+    """Every stage's times, ratios, aims, memory, floor and agreement, and what is timed; '' without results."""
     if not results:
         return ''
     rows = table('stage', 'ours', 'published', 'ratio', 'of CPU time', 'aim', 'peak MiB, ours / published', 'floor',
@@ -125,15 +119,17 @@ def stage_table(stages, results, info):
                         '; '.join([agreement] * bool(agreement) + extra)))
     notes = ['', 'What is timed:']
     for stage in (stages[result['name']] for result in results):
-        notes.append(f'- **{stage.title}**: {" ".join(stage.setup.__doc__.split())} {stage.limit}'.rstrip())
+        notes.append(f'- **{stage.title}**: {" ".join(stage.function.__doc__.split())} {stage.limit}'.rstrip())
     return '\n'.join(['## Stages, an image each', '', *rows, *notes])
 
 
 def table(*titles):
+    """The first two rows of a Markdown table."""
     return [row(*titles), row(*['---'] * len(titles))]
 
 
 def row(*cells):
+    """A row of a Markdown table."""
     return f'| {" | ".join(cells)} |'
 
 
@@ -143,20 +139,20 @@ def aim_words(stage, result):
     if stage.aim:
         words.append(f'{stage.aim:g}x: {"met" if result["wall_ratio"] >= stage.aim else "MISSED"}')
     if stage.memory_aim:
-        share = result['ours']['memory'] / max(1, result['published']['memory'])
-        verdict = 'met' if share <= stage.memory_aim else 'MISSED'
-        words.append(f'{stage.memory_aim:g} of the published peak: {share:.2f}, {verdict}')
+        fraction = result['ours']['memory'] / max(1, result['published']['memory'])
+        verdict = 'met' if fraction <= stage.memory_aim else 'MISSED'
+        words.append(f'{stage.memory_aim:g} of the published peak: {fraction:.2f}, {verdict}')
     return '; '.join(words + [stage.aim_text] * bool(stage.aim_text))
 
 
 def profile_table(stages, results):
-    """What the profiler saw of our side of each stage."""
+    """What the profiler saw of our side of each stage; '' where it saw none."""
     profiled = [result for result in results if result.get('hottest')]
     if not profiled:
         return ''
-    rows = table('stage', 'own time, share of the whole')
+    rows = table('stage', 'own time, % of the whole')
     for result in profiled:
-        words = (f'`{name}` {100 * share:.0f}%' for name, share in result['hottest'])
+        words = (f'`{name}` {100 * fraction:.0f}%' for name, fraction in result['hottest'])
         rows.append(row(stages[result['name']].title, ', '.join(words)))
     how = ("One call of ours under PyTorch's profiler, or Python's where PyTorch is not most of it. Forward and "
            'backward count apart; functions of libraries stand under their own names.')
@@ -164,6 +160,7 @@ def profile_table(stages, results):
 
 
 def growth_table(curves):
+    """The exponents of the curves; '' without curves."""
     if not curves:
         return ''
     rows = table('stage', 'against', 'from', 'to', 'ours: exponent, last time', 'published')
@@ -175,15 +172,16 @@ def growth_table(curves):
             cells.append(f'{curve["exponents"][side]:.2f}, {seconds(last[1])} at {last[0]}' if known else '')
         first, last = curve['ours'][0][0], curve['ours'][-1][0]
         rows.append(row(curve['title'], curve['axis'], str(first), str(last), *cells))
-    fit = 'Seconds of a call ~ position^exponent, least squares over the points (`growth.png`).'
+    fit = 'Seconds of a call ~ place on the axis^exponent, least squares over the points (`growth.png`).'
     return '\n'.join(['## How cost grows', '', fit, '', *rows])
 
 
-def hours_table(hours, unit):
+def hours_table(hours):
+    """The projected core-hours of the full run; '' where a stage that it needs was not measured."""
     if not hours:
         return ''
-    rows = table('part', 'images', f'ours: network {unit}-hours', 'ours: other core-hours',
-                 f'published: network {unit}-hours', 'published: other core-hours')
+    rows = table('part', 'images', 'ours: network core-hours', 'ours: other core-hours',
+                 'published: network core-hours', 'published: other core-hours')
     for part in hours:
         cells = (f'{h:.1f}' for h in (*part['ours'], *part['published']))
         rows.append(row(part['part'], f'{part["images"]:,}', *cells))
@@ -191,25 +189,6 @@ def hours_table(hours, unit):
     rows.append(row('**all**', '', *(f'**{h:.0f}**' for h in total)))
     how = ' '.join(projection.__doc__.split('\n\n')[1].split())
     return '\n'.join(['## The full VOC run, projected', '', how, '', *rows])
-
-
-def cuda_table(sweep, results, info):
-    if not sweep:
-        return ''
-    rows = table('work', 'batch', 'precision', 'ours, images/s', 'published', 'floor', 'peak GiB, ours', 'published')
-    for r in sweep:
-        speeds = (f'{r[key]:.1f}' for key in ('ours', 'published', 'floor'))
-        memory = (f'{r[key] / 2 ** 30:.2f}' for key in ('ours_memory', 'published_memory'))
-        rows.append(row(r['work'], str(r['batch']), r['precision'], *speeds, *memory))
-    notes = ['The published side stays in float32. Floor: counted operations at the float32 rate. Memory: above '
-             'weights.']
-    if 'data_loading' in results:
-        loaded = [1 / median(results['data_loading'], side) for side in ('ours', 'published')]
-        quickest = max(r['ours'] for r in sweep if r['work'] == 'training step')
-        needed = [quickest / speed for speed in loaded]
-        notes.append(f'A loader process makes {loaded[0]:.0f} training images a second (published {loaded[1]:.0f}); to '
-                     f'hide the loading, the quickest step needs {needed[0]:.1f} (published {needed[1]:.1f}).')
-    return '\n'.join([f'## Width 1, crop 448, on {info["device"]}', '', *notes, '', *rows])
 
 
 def ratio_chart(stages, results):
@@ -237,16 +216,17 @@ def ratio_chart(stages, results):
 
 def growth_chart(curves):
     """Seconds against size, both logarithmic; the exponents in the legends."""
-    figure = Figure((13, 2.9 * -(-len(curves) // 4)), layout='constrained')
-    cells = figure.subplots(-(-len(curves) // 4), 4, squeeze=False).ravel()
+    rows = math.ceil(len(curves) / 4)
+    figure = Figure((13, 2.9 * rows), layout='constrained')
+    cells = figure.subplots(rows, 4, squeeze=False).ravel()
     for axes, curve in zip(cells, curves):
         for side, colour in (('ours', '#4477aa'), ('published', '#cc3311')):
             if curve[side]:
                 label = f'{side}: {curve["exponents"][side]:.2f}' if side in curve['exponents'] else side
                 axes.plot(*zip(*curve[side]), 'o-', color=colour, label=label)
         axes.set(xscale='log', yscale='log', title=curve['title'], xlabel=curve['axis'])
-        positions = [position for position, _ in curve['ours']]  # those measured, and no others, have a tick
-        axes.set_xticks(positions, list(map(str, positions)))
+        places = [place for place, _ in curve['ours']]  # those measured, and no others, have a tick
+        axes.set_xticks(places, list(map(str, places)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
@@ -258,5 +238,6 @@ def growth_chart(curves):
 
 
 def save(path, figure):
+    """Write a figure as a PNG, atomically."""
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches='tight')

@@ -28,7 +28,7 @@ def read_labels(path, num_foreground):
 
 
 def labels_of(ids, labels, path):
-    """The labels of `ids`, in order: float32 (N, K). UserError naming the first id without a label."""
+    """The labels of `ids`, in order: float32 (N, C − 1). UserError naming the first id without a label."""
     missing = [i for i in ids if i not in labels]
     if missing:
         raise UserError(path, f'no label for {missing[0]} ({len(missing)} of {len(ids)} ids lack one)',

@@ -20,9 +20,16 @@ def network_for_training(args, device, recipe=None, **options):
     return to_device(net, device, args.amp)
 
 
-def network_for_inference(args, device, **options):
-    """The network that --network names with all its weights from --weights, on its device, in eval mode."""
-    return to_device(_load(args, 'all', options), device, args.amp).eval()
+def network_for_inference(args, device, recipe=None, **options):
+    """The network that --network names with all its weights from --weights, on its device, in eval mode.
+
+    recipe: whose CAMs it must make; UserError, besides those of weights, for a network that cannot.
+    """
+    net = _load(args, 'all', options)
+    if recipe and recipe.map == 'revised' and 'pcm' not in net.parts:
+        raise UserError('--network', f'{args.network} has no pcm, which --map revised needs',
+                        'choose another network, or give --map plain')
+    return to_device(net, device, args.amp).eval()
 
 
 def load_with_report(net, state, path, required='all'):

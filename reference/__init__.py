@@ -1,1 +1,4 @@
-"""The published formulations in plain loops, written anew: the oracle of tests and benchmarks."""
+"""The published formulation in plain loops, written anew from its description: the oracle of tests and benchmarks.
+
+Each module names the fast functions that it is the plain twin of. None of them imports these.
+"""

@@ -1,4 +1,7 @@
-"""AffinityNet's labels as its authors make them: NumPy, image by image, while it is loaded. SPEC section 6."""
+"""AffinityNet's labels as its authors make them: NumPy, image by image, while it is loaded. METHOD 6.2.
+
+Plain twin of tool/affinity.py: cell_labels, pair_labels (and of tool/pairs.py: cell_means, pair_views).
+"""
 import numpy as np
 
 

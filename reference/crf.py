@@ -1,4 +1,7 @@
-"""The CRF from hard labels as published: all 21 labels carried, all built anew for every call. SPEC sections 4, 6."""
+"""The CRF from hard labels as published: all 21 labels carried, all built anew for every call. METHOD 4.3, 6.1, 10.
+
+Plain twin of tool/crf.py: refine_labels, with its settings SEED (labels_crf) and AFFINITY (affinity_crf).
+"""
 import numpy as np
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import create_pairwise_bilateral, create_pairwise_gaussian, unary_from_labels
@@ -22,6 +25,7 @@ def affinity_crf(image, labels, iterations=10, num_labels=21, gt_prob=0.7):
 
 
 def _field(image, labels, num_labels, gt_prob):
+    """A CRF whose unary energies say that a pixel has its label with probability gt_prob."""
     field = DenseCRF2D(image.shape[1], image.shape[0], num_labels)
     field.setUnaryEnergy(unary_from_labels(labels.astype(np.int32), num_labels, gt_prob=gt_prob, zero_unsure=False))
     return field

@@ -1,6 +1,9 @@
-"""The networks' forward passes as published: one image at a time, all channels, a dense PCM. SPEC sections 1, 4, 7.
+"""The networks' forward passes as published: one image at a time, all channels, a dense PCM.
 
-They run on the modules of our networks, whose names are the published ones.
+METHOD 1.1 to 1.3, 1.6, 4.1, 7.2. They run on the layers of our networks, whose names are the published ones.
+Plain twin of network/resnet38d.py: ResNet38.features; network/resnet38_contrast.py: Net.forward; network/heads.py:
+revise (pcm); tool/cam.py: multi_scale, score_norm (multi_scale_cams); network/deeplab.py: DeepLab.forward;
+segmentation/inference.py: logits (multi_scale_logits).
 """
 import numpy as np
 import torch
@@ -10,6 +13,7 @@ EPSILON = 1e-5
 
 
 def enlarge(maps, size):
+    """Maps (N, C, h, w) → (N, C, *size), bilinear, corners aligned."""
     return F.interpolate(maps, size, mode='bilinear', align_corners=True)
 
 
@@ -27,7 +31,7 @@ def residual(block, x):
 
 
 def resnet38(net, x):
-    """→ conv4, conv5, conv6."""
+    """Image x (N, 3, H, W) → conv4, conv5, conv6 (METHOD 1.1)."""
     x = net.conv1a(x)
     for name in ('b2', 'b2_1', 'b2_2', 'b3', 'b3_1', 'b3_2', 'b4', 'b4_1', 'b4_2', 'b4_3', 'b4_4', 'b4_5'):
         x, _ = residual(getattr(net, name), x)
@@ -52,11 +56,11 @@ def deeplab_forward(net, x):
 
 
 def contrast_forward(net, x):
-    """resnet38_contrast: cam, cam_rv at image size, f_proj, cam_rv at stride 8."""
+    """resnet38_contrast: CAM and revised CAM at image size, features and revised CAM at stride 8."""
     conv4, conv5, top = resnet38(net, x)
     top = net.dropout7(top)
     cam = net.fc8(top)
-    f_proj = F.relu(net.fc_proj(top))
+    projected = F.relu(net.fc_proj(top))
     n, c, h, w = cam.shape
     with torch.no_grad():
         spread = F.relu(cam.detach())
@@ -66,8 +70,8 @@ def contrast_forward(net, x):
         strongest = torch.max(spread[:, 1:], dim=1, keepdim=True)[0]
         spread[:, 1:][spread[:, 1:] < strongest] = 0
     low, high = F.relu(net.f8_3(conv4.detach())), F.relu(net.f8_4(conv5.detach()))
-    cam_rv = pcm(spread, net.f9(torch.cat([enlarge(x, (h, w)), low, high], dim=1)))
-    return enlarge(cam, x.shape[2:]), enlarge(cam_rv, x.shape[2:]), f_proj, cam_rv
+    revised = pcm(spread, net.f9(torch.cat([enlarge(x, (h, w)), low, high], dim=1)))
+    return enlarge(cam, x.shape[2:]), enlarge(revised, x.shape[2:]), projected, revised
 
 
 def pcm(spread, features):
@@ -81,14 +85,16 @@ def pcm(spread, features):
 
 
 def multi_scale_cams(net, pairs, label, size):
-    """contrast_infer.py's CAMs of one image. pairs: (2, 3, h, w) per scale, image and mirror image; label (20,) array;
-    size: (H, W) of the image. Returns {class: float32 (H, W)} of the present classes."""
+    """contrast_infer.py's CAMs of one image: {foreground index from 0: float32 (H, W)} of the present classes.
+
+    pairs: (2, 3, h, w) per scale, the image and its flip. label: array (20,). size: (H, W) of the image.
+    """
     maps = []
     for pair in pairs:
         for flipped in (False, True):
             with torch.no_grad():
-                _, cam_rv, _, _ = contrast_forward(net, pair[flipped:flipped + 1])
-                cam = F.interpolate(cam_rv[:, 1:], size, mode='bilinear', align_corners=False)[0]
+                _, revised, _, _ = contrast_forward(net, pair[flipped:flipped + 1])
+                cam = F.interpolate(revised[:, 1:], size, mode='bilinear', align_corners=False)[0]
             cam = cam.cpu().numpy() * label.reshape(-1, 1, 1)
             maps.append(np.flip(cam, axis=-1) if flipped else cam)
     total = np.sum(maps, axis=0)
@@ -100,11 +106,14 @@ def multi_scale_cams(net, pairs, label, size):
 
 
 def multi_scale_logits(net, images, size):
-    """The segmentation test's mean of logits. images: (3, h, w) per scale, then its mirror image by itself."""
+    """The segmentation test's mean of logits (C, H, W) at `size`, over scales and flips, one pass for each.
+
+    images: the image at every scale, (3, h, w).
+    """
     total = 0
     with torch.no_grad():
         for image in images:
             x = image[None]
-            straight, mirrored = deeplab_forward(net, x), torch.flip(deeplab_forward(net, torch.flip(x, [3])), [3])
-            total = total + enlarge(straight, size) + enlarge(mirrored, size)
+            straight, flipped = deeplab_forward(net, x), torch.flip(deeplab_forward(net, torch.flip(x, [3])), [3])
+            total = total + enlarge(straight, size) + enlarge(flipped, size)
     return (total / (2 * len(images)))[0]

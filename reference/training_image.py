@@ -1,4 +1,7 @@
-"""A training image of Step 1 from file to crop, as published: PIL, then NumPy on the whole image. SPEC section 3."""
+"""A training image of Step 1 from file to crop, as published: PIL, then NumPy on the whole image. METHOD 3.1.
+
+Plain twin of data/transforms.py: classification_train.
+"""
 import random
 
 import numpy as np
@@ -10,7 +13,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load(path, crop, low, high, jitter=(0.3, 0.3, 0.3, 0.1)):
-    """float32 tensor (3, crop, crop)."""
+    """The image at `path`, long side drawn from low..high, as a float32 tensor (3, crop, crop).
+
+    jitter: factors of brightness, contrast, saturation, hue.
+    """
     image = Image.open(path).convert('RGB')
     image = resize_long(image, low, high)
     if random.random() < 0.5:
@@ -22,6 +28,7 @@ def load(path, crop, low, high, jitter=(0.3, 0.3, 0.3, 0.1)):
 
 
 def resize_long(image, low, high):
+    """Resize a PIL image, bicubic, so that its long side is a whole number drawn from low..high."""
     target = random.randint(low, high)
     width, height = image.size
     scale = target / max(width, height)
@@ -30,6 +37,7 @@ def resize_long(image, low, high):
 
 
 def normalise(image):
+    """Array (H, W, 3), 0..255 → float32 (H, W, 3), ImageNet mean and deviation, a channel at a time."""
     out = np.empty(image.shape, np.float32)
     for k in range(3):
         out[..., k] = (image[..., k] / 255. - MEAN[k]) / STD[k]
@@ -37,6 +45,7 @@ def normalise(image):
 
 
 def random_crop(image, crop):
+    """A random crop × crop part of an array (H, W, 3); a shorter side lies at a random place among zeros."""
     height, width = image.shape[:2]
     rows, columns = min(crop, height), min(crop, width)
     top, left = random.randint(0, height - rows), random.randint(0, width - columns)

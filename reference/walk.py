@@ -1,4 +1,7 @@
-"""The random walk as AffinityNet's authors state it: a dense matrix, squared log2(steps) times. SPEC section 6."""
+"""The random walk as AffinityNet's authors state it: a dense matrix, squared log2(steps) times. METHOD 6.4.
+
+Plain twin of tool/random_walk.py: affinity_matrix, walk.
+"""
 import numpy as np
 import torch
 

@@ -1,4 +1,4 @@
-"""What many tests share: running scripts, what a refusal looks like, golden files, filled networks, folders as bytes."""
+"""What many tests share: running scripts, what a refusal looks like, golden files, filled networks, folder bytes."""
 import importlib.util
 import subprocess
 import sys
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden.fill import fill_state_dict
 
 from engine import cli
 from engine.files import REPO
+from golden.fill import fill_state_dict
 
 GOLDEN = Path(__file__).resolve().parent / 'golden'
 
@@ -66,6 +66,17 @@ def assert_refused(capsys, name, *argv):
     assert len(errors) == 1
     assert errors[0].count('; ') >= 1, 'an error says what to do'
     return errors[0]
+
+
+def run_flags(folder, *argv):
+    """The flags that engine.training.Run reads, as a script would parse `argv`; TensorBoard's files go to <folder>/log.
+    """
+    parser = cli.ArgumentParser()
+    cli.add_run_flags(parser)
+    cli.add_worker_flag(parser)
+    cli.add_device_flags(parser)
+    fixed = '--tblog_dir', folder / 'log', '--num_workers', 0, '--device', 'cpu', '--picture_every', 0
+    return parser.parse_args([str(text) for text in (*fixed, *argv)])
 
 
 def tree_bytes(folder, suffix=''):

@@ -2,34 +2,30 @@
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import assert_refused, golden
 from pydensecrf.densecrf import DenseCRF2D
 
-from engine.errors import UserError
 from engine.files import REPO
 from reference.crf import affinity_crf, labels_crf
 from tool import crf
 from voc12.classes import VOC
 
-GOLDEN = Path(__file__).parent / 'golden'
+CHAIN = golden('chain.npz')
 IDS = ('2011_000001', '2011_000002')
+EVERY = np.arange(VOC.num_classes)
 
 
-@pytest.fixture(scope='module')
-def chain():
-    return np.load(GOLDEN / 'chain.npz')
+def classes_of(i):
+    """The labels that may occur in a golden image: the background and the classes of its CAMs."""
+    return np.append(0, CHAIN[f'cam_keys_{i}'] + 1)
 
 
-def classes_of(chain, i):
-    return np.append(0, chain[f'cam_keys_{i}'] + 1)
-
-
-def alpha_maps(chain, i):
+def alpha_maps(i):
     """The hard labels aff_prepare starts from: argmax of the CAMs under backgrounds (1 − max)^4 and (1 − max)^24."""
-    cams, classes = chain[f'cam_{i}'], classes_of(chain, i)
+    cams, classes = CHAIN[f'cam_{i}'], classes_of(i)
     return [classes[np.concatenate([(1 - cams.max(0, keepdims=True)) ** a, cams]).argmax(0)] for a in (4, 24)]
 
 
@@ -45,18 +41,19 @@ def blocks(present, height=44, width=61, seed=0):
 
 @pytest.mark.parametrize('present', [[7], [0, 15], [0, 3, 8, 15, 20], list(range(VOC.num_classes)),
                                      list(range(1, VOC.num_classes))])
-@pytest.mark.parametrize('settings, published', [(crf.SEED, labels_crf), (crf.AFFINITY, affinity_crf)])
-def test_collapse_is_exact(present, settings, published):
+@pytest.mark.parametrize('settings, published', [(crf.SEED, labels_crf), (crf.AFFINITY, affinity_crf)],
+                         ids=['seed', 'affinity'])
+def test_one_label_for_all_that_occur_nowhere_is_exact(present, settings, published):
+    """The marginals of every class, the absent ones too: each has its part of the label that stands for them."""
     image, labels = blocks(present)
-    every = np.arange(VOC.num_classes)  # the absent ones too: each has its share of the representative
-    ours = crf.refine_labels(image, [labels], every, VOC.num_classes, settings)[0]
+    ours = crf.refine_labels(image, [labels], EVERY, VOC.num_classes, settings)[0]
     full = published(image, labels)
     np.testing.assert_allclose(ours, full, atol=1e-4)
-    assert (crf.label_map(ours, every) == full.argmax(0)).all()
+    np.testing.assert_array_equal(crf.label_map(ours, EVERY), full.argmax(0))
     np.testing.assert_allclose(ours.sum(0), 1, atol=1e-4)
 
 
-def test_collapse_of_scores_is_exact():
+def test_one_label_for_all_of_score_zero_is_exact():
     image, labels = blocks([0, 4, 9])
     scores = np.stack([(labels == c) * 0.6 + 0.1 for c in (0, 4, 9)]).astype(np.float32)
     absent = VOC.num_classes - 3
@@ -92,44 +89,59 @@ def test_two_maps_share_the_lattice_and_not_their_results():
 
 
 @pytest.mark.parametrize('i', IDS)
-def test_golden_seed_crf(chain, i):
-    classes = classes_of(chain, i)
-    out = crf.refine_labels(chain[f'image_{i}'], [chain[f'pred_{i}']], classes, VOC.num_classes, crf.SEED)[0]
-    assert (crf.label_map(out, classes) == chain[f'crf_{i}']).mean() >= 0.999
+def test_seeds_after_the_crf_are_the_golden_ones(i):
+    classes = classes_of(i)
+    refined, = crf.refine_labels(CHAIN[f'image_{i}'], [CHAIN[f'pred_{i}']], classes, VOC.num_classes, crf.SEED)
+    assert (crf.label_map(refined, classes) == CHAIN[f'crf_{i}']).mean() >= 0.999
 
 
 @pytest.mark.parametrize('i', IDS)
-def test_golden_affinity_crf(chain, i):
-    classes = classes_of(chain, i)
-    out = crf.refine_labels(chain[f'image_{i}'], alpha_maps(chain, i), np.arange(VOC.num_classes), VOC.num_classes,
-                            crf.AFFINITY)
-    for alpha, ours in zip(('4.00', '24.00'), out):
-        np.testing.assert_allclose(ours[:, ::5, ::5], chain[f'affcrf{alpha}_{i}'], atol=1e-4)
-        assert (crf.label_map(ours[classes], classes) == chain[f'affcrf{alpha}_argmax_{i}']).mean() >= 0.999
+def test_labels_of_affinitynet_after_the_crf_are_the_golden_ones(i):
+    classes = classes_of(i)
+    refined = crf.refine_labels(CHAIN[f'image_{i}'], alpha_maps(i), EVERY, VOC.num_classes, crf.AFFINITY)
+    for alpha, ours in zip(('4.00', '24.00'), refined):
+        np.testing.assert_allclose(ours[:, ::5, ::5], CHAIN[f'affcrf{alpha}_{i}'], atol=1e-4)
+        assert (crf.label_map(ours[classes], classes) == CHAIN[f'affcrf{alpha}_argmax_{i}']).mean() >= 0.999
 
 
 @pytest.mark.parametrize('i', IDS)
-def test_the_published_rendering_is_the_published_one(chain, i):
-    image = chain[f'image_{i}']
-    assert (labels_crf(image, chain[f'pred_{i}']).argmax(0) == chain[f'crf_{i}']).mean() >= 0.999
-    full = affinity_crf(image, alpha_maps(chain, i)[0])
-    np.testing.assert_allclose(full[:, ::5, ::5], chain[f'affcrf4.00_{i}'], atol=1e-4)
+def test_the_reference_is_the_published_crf(i):
+    image = CHAIN[f'image_{i}']
+    assert (labels_crf(image, CHAIN[f'pred_{i}']).argmax(0) == CHAIN[f'crf_{i}']).mean() >= 0.999
+    full = affinity_crf(image, alpha_maps(i)[0])
+    np.testing.assert_allclose(full[:, ::5, ::5], CHAIN[f'affcrf4.00_{i}'], atol=1e-4)
 
 
-def test_image_of_another_size_is_refused():
+def test_an_image_of_another_size_is_refused():
     image, labels = blocks([0, 4])
     with pytest.raises(ValueError, match='does not fit'):
         crf.refine_labels(image[:-1], [labels], [0, 4], VOC.num_classes, crf.SEED)
 
 
-def test_without_pydensecrf_one_clear_error(monkeypatch):
+# ---------------------------------------------------------------- what is loaded
+
+def forget(monkeypatch, *modules):
+    """Make Python import these modules anew, until the test ends."""
+    for name in modules:
+        package, _, last = name.rpartition('.')
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        if package in sys.modules:
+            monkeypatch.delattr(sys.modules[package], last, raising=False)
+
+
+@pytest.mark.parametrize('script, argv', [
+    ('contrast_infer', ['--weights', 'x', '--out_crf', 'x']), ('aff_prepare', ['--cam_dir', 'x', '--out_crf', 'x']),
+    ('aff_infer', ['--weights', 'x', '--cam_dir', 'x', '--out_rw', 'x']), ('segmentation/experiment/test', [])])
+def test_without_pydensecrf_every_script_that_needs_it_says_what_to_install(capsys, monkeypatch, script, argv):
+    forget(monkeypatch, 'tool.crf', 'engine.crf_workers', 'segmentation.inference')
     monkeypatch.setitem(sys.modules, 'pydensecrf.densecrf', None)
-    image, labels = blocks([0, 4])
-    with pytest.raises(UserError, match='pip install pydensecrf2'):
-        crf.refine_labels(image, [labels], [0, 4], VOC.num_classes, crf.SEED)
+    error = assert_refused(capsys, script, *argv)
+    assert error.startswith('error: pydensecrf: the CRF cannot be loaded')
+    assert error.endswith('pip install pydensecrf2')
 
 
-def test_module_loads_neither_torch_nor_pydensecrf():
-    code = 'import sys, tool.crf; print([m for m in ("torch", "pydensecrf") if m in sys.modules])'
-    run = subprocess.run([sys.executable, '-c', code], cwd=REPO, capture_output=True, text=True)
-    assert run.stdout.strip() == '[]', run.stderr
+@pytest.mark.parametrize('module', ['tool.crf', 'engine.workers', 'engine.crf_workers'])
+def test_worker_processes_load_no_torch(module):
+    code = f'import sys, {module}; print([name for name in ("torch", "matplotlib") if name in sys.modules])'
+    done = subprocess.run([sys.executable, '-c', code], cwd=REPO, capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr

@@ -1,20 +1,19 @@
 """The three DeepLabs against the published implementation: keys, features, logits, stems, one training step."""
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import GOLDEN, filled, golden
 from torch import nn
 
-from golden.fill import fill_state_dict
 from network import deeplab
+from network.layout import to_dense
+from network.resnet101 import ResNet101
 from tool.metrics import IGNORE
 from voc12.classes import VOC
-
-GOLDEN = Path(__file__).parent / 'golden'
 
 
 @pytest.mark.parametrize('name', deeplab.NAMES)
@@ -25,22 +24,30 @@ def test_keys_and_shapes_are_the_published_ones(name):
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == manifest
 
 
+def stages(backbone, x):
+    """The maps that the golden files measure: conv4, conv5, conv6 of ResNet-38, layer1 to layer4 of ResNet-101."""
+    first = []
+    if isinstance(backbone, ResNet101):  # no head reads its layer1
+        backbone.layer1.register_forward_hook(lambda _, inputs, out: first.append(to_dense(out)))
+    levels = backbone.features(x)
+    return [*first, *levels.values()]
+
+
+@pytest.mark.wide
 @pytest.mark.parametrize('name', deeplab.NAMES)
-def test_features_and_logits_match_the_published_network(name):
-    golden = np.load(GOLDEN / f'{name}_97x129.npz')
-    net = deeplab.build(name, VOC.num_classes).eval()
-    net.load_state_dict(fill_state_dict(net.state_dict()))
+def test_features_and_logits_are_the_published_ones(name):
+    case = golden(f'{name}_97x129.npz')
+    net = filled(deeplab.build, name, VOC.num_classes)
+    x = torch.from_numpy(case['x'])
     with torch.no_grad():
-        x = torch.from_numpy(golden['x'])
-        # The golden file has conv4, conv5, conv6 of ResNet-38 and layer1 to layer4 of ResNet-101.
-        features = list(net.backbone.features(x).values())[-len(golden['feature_mean']):]
         logits = net(x)[:, :, ::4, ::4].numpy()
-    np.testing.assert_allclose([f.mean().item() for f in features], golden['feature_mean'], rtol=1e-4)
-    np.testing.assert_allclose([f.abs().mean().item() for f in features], golden['feature_abs'], rtol=1e-4)
-    assert np.abs(logits - golden['logits']).max() < 1e-4 * np.abs(golden['logits']).max()
+        features = stages(net.backbone, x)
+    np.testing.assert_allclose([f.mean().item() for f in features], case['feature_mean'], rtol=1e-4)
+    np.testing.assert_allclose([f.abs().mean().item() for f in features], case['feature_abs'], rtol=1e-4)
+    assert np.abs(logits - case['logits']).max() < 1e-4 * np.abs(case['logits']).max()
 
 
-def test_dilations_of_resnet101():
+def test_dilations_of_resnet101_are_the_published_ones():
     with torch.device('meta'):
         net = deeplab.build('deeplabv1_resnet101', VOC.num_classes).backbone
     dilations = {name: [block.conv2.dilation[0] for block in getattr(net, name)]
@@ -48,7 +55,7 @@ def test_dilations_of_resnet101():
     assert dilations == {'layer2': [1] * 4, 'layer3': [1] + [2] * 22, 'layer4': [2, 4, 4]}
 
 
-def test_batchnorm_momentum_and_what_is_trained():
+def test_batchnorm_has_its_momentum_and_convolutions_alone_are_trained():
     momenta = {}
     for name in deeplab.NAMES:
         with torch.device('meta'):
@@ -63,7 +70,8 @@ def test_batchnorm_momentum_and_what_is_trained():
                        'deeplabv2_resnet101': ({0.1}, {3e-4})}
 
 
-def test_torchvision_weights_load_in_full():
+@pytest.mark.wide
+def test_weights_of_torchvision_load_in_full():
     state = torchvision.models.resnet101().state_dict()
     del state['fc.weight'], state['fc.bias']  # ImageNet's classifier
     assert deeplab.options_of('deeplabv2_resnet101', state) == {'plain_stem': True}
@@ -72,7 +80,7 @@ def test_torchvision_weights_load_in_full():
     assert torch.equal(net.backbone.layer4[2].conv3.weight, state['layer4.2.conv3.weight'])
 
 
-def test_options_come_from_the_weights():
+def test_width_and_stem_come_from_the_weights():
     narrow = deeplab.build('deeplabv1_resnet38', VOC.num_classes, width=1 / 8)
     assert narrow.conv_fov.weight.shape[:2] == (64, 512)
     for state in (narrow.state_dict(), narrow.backbone.state_dict()):
@@ -86,7 +94,8 @@ def test_options_come_from_the_weights():
         deeplab.build('deeplabv2_resnet38', VOC.num_classes)
 
 
-@pytest.mark.parametrize('name', deeplab.NAMES)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=() if name.endswith('38') else pytest.mark.wide)
+                                  for name in deeplab.NAMES])
 def test_training_reduces_the_loss_on_a_fixed_batch(name):
     # Affordable on a CPU: ResNet-38 at width 1/8 (its layers and dilations unchanged); the two ResNet-101 have no width
     # factor, and stop as soon as the loss is lower, which must happen within 20 steps.

@@ -1,32 +1,34 @@
 """EPS: networks and saliency loss against the published ones, its terms, its data, and its commands from end to end."""
 import json
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import GOLDEN, golden, run_main
 from PIL import Image
 from torchvision.transforms import v2
 
-import contrast_infer
-import contrast_train
 from data import transforms
 from data.cams import read_cams
 from data.classification import SalientImages
 from data.images import image_size
 from data.lists import read_list
 from data.masks import read_mask
+from engine.crf_workers import SeedSettings, write_seeds
 from engine.errors import UserError
 from engine.loss_log import read_loss_log
+from engine.pictures import cam_figure
 from golden.fill import fill_state_dict
 from network import resnet38_eps, resnet38_eps_contrast, weights
-from tool import eps, recipes, seam
-from tool.cam import EPSILON, resize
+from tool import contrast, eps, seam
+from tool.cam import EPSILON, View, resize
 from voc12.classes import VOC
 
-GOLDEN = Path(__file__).parent / 'golden'
 CHANNELS = VOC.num_classes
+PLAIN_TERMS = ('cls', 'saliency')
+PCM_TERMS = ('saliency_rv', 'rvmin', 'er', 'ecr')
 
 
 def background_first(maps):
@@ -50,74 +52,79 @@ def published_state():
 
 
 def network(module, state):
+    """The module's Net with these weights, to infer with."""
     with torch.device('meta'):  # shapes only: drawing initial values for 100 M weights takes seconds
-        net = module.Net()
+        net = module.Net(CHANNELS)
     net.load_state_dict(state, assign=True)
     return net.eval()
 
 
+@pytest.mark.wide
 @torch.no_grad()
-def test_contrast_network_matches_the_published_one(published_state):
-    golden = np.load(GOLDEN / 'eps_resnet38_contrast_64x96.npz')
+def test_maps_of_the_network_with_contrast_are_the_published_ones(published_state):
+    case = golden('eps_resnet38_contrast_64x96.npz')
     net = network(resnet38_eps_contrast, weights.from_published_eps(published_state))
-    cam, rv, features = net.maps(torch.from_numpy(golden['x']))
-    assert_close(cam, background_first(golden['cam']), 1e-5)
-    assert_close(rv, background_first(golden['cam_rv']), 1e-5)
-    assert_close(features, torch.from_numpy(golden['feat']), 1e-5)
-    assert_close(cam.mean((2, 3)), background_first(golden['pred']), 1e-5)
-    assert_close(rv.mean((2, 3)), background_first(golden['pred_rv']), 1e-5)
+    view = net.view(torch.from_numpy(case['x']))
+    assert_close(view.cam, background_first(case['cam']), 1e-5)
+    assert_close(view.revised, background_first(case['cam_rv']), 1e-5)
+    assert_close(view.features, torch.from_numpy(case['feat']), 1e-5)
+    assert_close(view.cam.mean((2, 3)), background_first(case['pred']), 1e-5)
+    assert_close(view.revised.mean((2, 3)), background_first(case['pred_rv']), 1e-5)
 
 
+@pytest.mark.wide
 @torch.no_grad()
-def test_plain_network_matches_the_published_one(published_state):
-    golden = np.load(GOLDEN / 'eps_resnet38_eps_64x96.npz')
+def test_maps_of_the_plain_network_are_the_published_ones(published_state):
+    case = golden('eps_resnet38_eps_64x96.npz')
     keys = json.loads((GOLDEN / 'keys' / 'manifest_eps_resnet38_eps.json').read_text())
-    state = weights.from_published_eps({key: published_state[key] for key in keys})
-    net = network(resnet38_eps, state)
-    x = torch.from_numpy(golden['x'])
+    net = network(resnet38_eps, weights.from_published_eps({key: published_state[key] for key in keys}))
+    x = torch.from_numpy(case['x'])
     logits, cam = net(x)
-    assert_close(cam, background_first(golden['cam']), 1e-5)
-    assert_close(logits, background_first(golden['pred']), 1e-5)
+    assert_close(cam, background_first(case['cam']), 1e-5)
+    assert_close(logits, background_first(case['pred']), 1e-5)
     assert torch.equal(net.class_logits(x), logits[:, 1:])
+    view = net.view(x)
+    assert torch.equal(view.cam, cam) and view.revised is None and view.features is None
 
 
-def test_no_dropout_before_the_heads():
-    """In training too the CAM head sees the whole of conv6, as in the published EPS networks."""
+def test_the_heads_see_all_channels_in_training_too():
+    """No dropout between conv6 and the CAM head, as in the published EPS networks."""
     torch.manual_seed(0)
-    net = resnet38_eps_contrast.Net(1 / 16, CHANNELS).train()
+    net = resnet38_eps_contrast.Net(CHANNELS, 1 / 16).train()
     seen = {}
     net.bn7.register_forward_hook(lambda _, inputs, out: seen.update(conv6=F.relu(out)))
-    cam, _, _ = net.maps(torch.randn(2, 3, 32, 32))
-    torch.testing.assert_close(cam, net.fc8(seen['conv6']))
+    view = net.view(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(view.cam, net.fc8(seen['conv6']))
 
 
 # ---------------------------------------------------------------- losses
 
 @pytest.fixture(scope='module')
 def saliency_case():
-    golden = np.load(GOLDEN / 'eps_saliency_loss.npz')
-    return {'cam': background_first(golden['cam']), 'saliency': torch.from_numpy(golden['saliency']),
-            'present': seam.present_channels(torch.from_numpy(golden['label'])), 'golden': golden}
+    """(cam, saliency, present channels, golden file)."""
+    case = golden('eps_saliency_loss.npz')
+    present = seam.present_channels(torch.from_numpy(case['label']))
+    return background_first(case['cam']), torch.from_numpy(case['saliency']), present, case
 
 
-def test_saliency_loss_and_gradient_match_the_published_ones(saliency_case):
-    golden, cam = saliency_case['golden'], saliency_case['cam'].clone().requires_grad_()
-    loss = eps.saliency_loss(cam, saliency_case['saliency'], saliency_case['present'], tau=0.4, alpha=0.5)
+def test_saliency_loss_and_its_gradient_are_the_published_ones(saliency_case):
+    cam, saliency, present, case = saliency_case
+    cam = cam.clone().requires_grad_()
+    loss = eps.saliency_loss(cam, saliency, present, tau=0.4, alpha=0.5)
     loss.backward()
-    assert loss.item() == pytest.approx(golden['loss'].item(), rel=1e-5)
-    assert_close(cam.grad, background_first(golden['grad']), 1e-5)
+    assert loss.item() == pytest.approx(case['loss'].item(), rel=1e-5)
+    assert_close(cam.grad, background_first(case['grad']), 1e-5)
 
 
-def test_saliency_maps_match_the_published_ones(saliency_case):
-    golden, cam = saliency_case['golden'], saliency_case['cam']
-    saliency = F.interpolate(saliency_case['saliency'], cam.shape[2:], mode='nearest')
-    foreground, background = eps.explained(cam, saliency, saliency_case['present'], 0.4)
-    assert_close(foreground, torch.from_numpy(golden['fg_map']), 1e-5)
-    assert_close(1 - background, torch.from_numpy(golden['bg_map']), 1e-5)  # published: inverted
+def test_explained_maps_are_the_published_ones(saliency_case):
+    cam, saliency, present, case = saliency_case
+    foreground, background = eps.explained(cam, F.interpolate(saliency, cam.shape[2:], mode='nearest'), present, 0.4)
+    assert_close(foreground, torch.from_numpy(case['fg_map']), 1e-5)
+    assert_close(1 - background, torch.from_numpy(case['bg_map']), 1e-5)  # published: inverted
 
 
-def test_tau_and_alpha_count(saliency_case):
-    cam, saliency, present = (saliency_case[key] for key in ('cam', 'saliency', 'present'))
+def test_tau_and_alpha_change_the_saliency_loss(saliency_case):
+    cam, saliency, present, _ = saliency_case
     foreground, _ = eps.explained(cam, F.interpolate(saliency, cam.shape[2:]), present, tau=1.)
     assert not foreground.any()  # no class is salient everywhere
     losses = [eps.saliency_loss(cam, saliency, present, 0.4, alpha).item() for alpha in (0., 0.5, 1.)]
@@ -125,18 +132,21 @@ def test_tau_and_alpha_count(saliency_case):
 
 
 @pytest.fixture(scope='module')
-def views():
-    """Two views' (cam, cam_rv) at 14×14 and 8×8, labels of one and of three classes, saliency."""
+def step():
+    """(view 1, view 2, target): maps of 14×14 and 8×8, labels of one and of three classes, saliency."""
     generator = torch.Generator().manual_seed(1)
     label = torch.zeros(2, VOC.num_foreground)
     label[0, 3] = label[1, [0, 7, 19]] = 1
-    maps = [tuple(torch.randn(2, CHANNELS, size, size, generator=generator) for _ in range(2)) for size in (14, 8)]
-    return maps, label, torch.rand(2, 1, 112, 112, generator=generator)
+    views = [View(*(torch.randn(2, CHANNELS, side, side, generator=generator) for _ in range(2)), None,
+                  (8 * side, 8 * side)) for side in (14, 8)]
+    saliency = torch.rand(2, 1, 112, 112, generator=generator)
+    return *views, seam.Target(label, seam.present_channels(label), saliency)
 
 
-def all_channels(maps, label, size):
-    """SPEC sections 3 and 8 in their own words, on all channels: rvmin, er, ecr of EPS."""
+def all_channels(view1, view2, label):
+    """METHOD 3.2, 3.3 and 8.2 in their own words, on all channels: rvmin, er, ecr of EPS."""
     allowed = torch.cat([torch.ones(len(label), 1), label], 1)[:, :, None, None]
+    size = view2.cam.shape[2:]
 
     def stretched(p):
         p = F.relu(p)
@@ -149,36 +159,35 @@ def all_channels(maps, label, size):
         winner = a[:, 1:].amax(1, keepdim=True)
         return torch.cat([a[:, :1], torch.where(a[:, 1:] < winner, 0., a[:, 1:])], 1)
 
-    def rvmin(rv):
-        lowest = (rv * allowed)[:, 1:].amax(1).flatten(1)
+    def rvmin(revised):
+        lowest = (revised * allowed)[:, 1:].amax(1).flatten(1)
         return F.relu(lowest.topk(int(0.25 * lowest.shape[1]), largest=False).values).mean()
 
-    (a1, r1), (a2, r2) = ([stretched(m) for m in view] for view in maps)
+    (a1, r1), (a2, r2) = ([stretched(maps) for maps in view[:2]] for view in (view1, view2))
     k = int(CHANNELS * size[0] * size[1] * 0.2)
-    return {'rvmin': (rvmin(maps[0][1]) + rvmin(maps[1][1])) / 2, 'er': (a1 - a2)[:, 1:].abs().mean(),
+    return {'rvmin': (rvmin(view1.revised) + rvmin(view2.revised)) / 2, 'er': (a1 - a2)[:, 1:].abs().mean(),
             'ecr': sum((one_hot(a) - r).abs().flatten(1).topk(k).values.mean() for a, r in ((a2, r1), (a1, r2)))}
 
 
-def test_terms_are_those_of_the_specification(views):
-    maps, label, saliency = views
-    present = seam.present_channels(label)
-    terms = eps.losses(*maps, label, present, saliency, tau=0.4, alpha=0.5)
-    assert set(terms) == {'cls', 'saliency', 'saliency_rv', 'rvmin', 'er', 'ecr'}
-    for name, value in all_channels(maps, label, (8, 8)).items():
+def test_terms_are_those_of_the_method(step):
+    view1, view2, target = step
+    terms = eps.losses(view1, view2, target, tau=0.4, alpha=0.5)
+    for name, value in all_channels(view1, view2, target.label).items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    cls = [F.multilabel_soft_margin_loss(cam.mean((2, 3))[:, 1:], label) for cam, _ in maps]
+    cls = [F.multilabel_soft_margin_loss(view.cam.mean((2, 3))[:, 1:], target.label) for view in (view1, view2)]
     torch.testing.assert_close(terms['cls'], sum(cls) / 2)
-    for name, index in (('saliency', 0), ('saliency_rv', 1)):
-        both = [eps.saliency_loss(view[index], saliency, present, 0.4, 0.5) for view in maps]
+    for name, pair in (('saliency', (view1.cam, view2.cam)), ('saliency_rv', (view1.revised, view2.revised))):
+        both = [eps.saliency_loss(maps, target.saliency, target.present, 0.4, 0.5) for maps in pair]
         torch.testing.assert_close(terms[name], sum(both) / 2)
 
 
-def test_terms_without_revised_cam(views):
-    maps, label, saliency = views
-    present = seam.present_channels(label)
-    whole = eps.losses(*maps, label, present, saliency, 0.4, 0.5)
-    plain = eps.losses(*((cam, None) for cam, _ in maps), label, present, saliency, 0.4, 0.5)
-    assert plain == {name: whole[name] for name in ('cls', 'saliency')}
+def test_plain_eps_has_the_terms_that_need_no_revised_cam(step):
+    view1, view2, target = step
+    whole = eps.losses(view1, view2, target, 0.4, 0.5)
+    plain = eps.plain_losses(*(view._replace(revised=None) for view in (view1, view2)), target, 0.4, 0.5)
+    for name in PLAIN_TERMS:
+        assert plain[name] == whole[name], name
+    assert not plain.keys() & {*PCM_TERMS, *contrast.TERMS}
 
 
 # ---------------------------------------------------------------- inference
@@ -192,11 +201,11 @@ def test_multi_scale_is_the_softmax_summed_over_scales_and_flips():
     def cams_of(x):
         return torch.einsum('kc,nchw->nkhw', head, F.avg_pool2d(x, 8))
 
-    got = eps.multi_scale(cams_of, [torch.stack([x, x.flip(2)]) for x in images], torch.tensor([2, 5]), (40, 56))
+    got = eps.multi_scale(cams_of, [torch.stack([x, x.flip(2)]) for x in images], torch.tensor([1, 4]), (40, 56))
     total = torch.zeros(2, 40, 56)
     for x in images:
         for flipped in (False, True):
-            scores = cams_of((x.flip(2) if flipped else x)[None]).softmax(1)[:, [2, 5]]
+            scores = cams_of((x.flip(2) if flipped else x)[None]).softmax(1)[:, [2, 5]]  # foreground 1, 4
             scores = F.interpolate(scores, (40, 56), mode='bilinear', align_corners=False)[0]
             total += scores.flip(2) if flipped else scores
     torch.testing.assert_close(got, total / (total.amax((1, 2), keepdim=True) + 1e-5))
@@ -241,18 +250,14 @@ def test_saliency_does_not_change_what_happens_to_the_image():
 @pytest.fixture
 def saliency_dir(toy, tmp_path):
     """A copy of the toy set's saliency maps, to damage."""
-    folder = tmp_path / 'saliency'
-    folder.mkdir()
-    for path in (toy.root / 'SALImages').glob('*.png'):
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
+    return shutil.copytree(toy.saliency, tmp_path / 'saliency')
 
 
 def salient(toy, folder):
-    return SalientImages(read_list(toy.train), toy.root, toy.labels, v2.ToImage(), folder)
+    return SalientImages(read_list(toy.train), toy.root, toy.labels, VOC.num_foreground, v2.ToImage(), folder)
 
 
-def test_saliency_item(toy, saliency_dir):
+def test_an_item_has_its_saliency_map_in_0_to_1(toy, saliency_dir):
     item = salient(toy, saliency_dir)[0]
     stored = np.asarray(Image.open(saliency_dir / f'{item["name"]}.png'))
     np.testing.assert_array_equal(item['saliency'].numpy(), stored[None].astype(np.float32) / 255)
@@ -265,7 +270,7 @@ def test_saliency_item(toy, saliency_dir):
     (lambda image: image.point(lambda _: 0), 'is zero everywhere'),
     (lambda image: image.point(lambda value: value > 127), 'has values 0..1'),
 ])
-def test_unfit_saliency_map(toy, saliency_dir, damage, words):
+def test_a_saliency_map_that_does_not_fit_is_refused(toy, saliency_dir, damage, words):
     dataset = salient(toy, saliency_dir)
     path = saliency_dir / f'{dataset.ids[0]}.png'
     damage(Image.open(path)).save(path)
@@ -274,7 +279,7 @@ def test_unfit_saliency_map(toy, saliency_dir, damage, words):
     assert caught.value.what == path
 
 
-def test_missing_or_broken_saliency_map(toy, saliency_dir):
+def test_a_saliency_map_that_is_missing_or_broken_is_refused(toy, saliency_dir):
     path = saliency_dir / f'{read_list(toy.train)[0]}.png'
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match='cannot be read'):
@@ -284,81 +289,37 @@ def test_missing_or_broken_saliency_map(toy, saliency_dir):
         salient(toy, saliency_dir)
 
 
-# ---------------------------------------------------------------- flags
-
-def parsed(script, *words):
-    required = ['--weights', 'w.pth', *(['--session_name', 's'] if script is contrast_train else [])]
-    return script.get_args_parser().parse_args([*required, *words])
-
-
-def test_the_defaults_are_those_of_the_baseline():
-    names = ('network', 'max_epoches', 'bg_threshold', 'prototype_share', 'tau', 'alpha', 'w_saliency', 'w_intra',
-             'save_layout')
-    flags = {
-        'seam': ('network.resnet38_contrast', 8, 0.20, 1 / 8, None, None, None, 0.1, None),
-        'eps': ('network.resnet38_eps_contrast', 15, 0.10, 1 / 16, 0.4, 0.5, 1, 0.1, 'ours'),
-    }
-    parser = contrast_train.get_args_parser()
-    for baseline in ('eps', 'seam', 'eps'):  # one parser: nothing is left of an earlier baseline
-        args = parser.parse_args(['--weights', 'w', '--session_name', 's', '--baseline', baseline])
-        assert tuple(getattr(args, name) for name in names) == flags[baseline]
-    changed = ('--bg_threshold', '0.2', '--max_epoches', '8', '--w_saliency', '0')
-    args = parsed(contrast_train, '--baseline', 'eps', *changed)
-    assert (args.bg_threshold, args.max_epoches, args.w_saliency, args.prototype_share) == (0.2, 8, 0, 1 / 16)
-    assert (parsed(contrast_infer).crf_iters, parsed(contrast_infer, '--baseline', 'eps').crf_iters) == (10, 5)
-    assert parsed(contrast_infer, '--baseline', 'eps', '--crf_iters', '10', '--alpha', '16').crf_iters == 10
-
-
-@pytest.mark.parametrize('script, words, what', [
-    (contrast_train, ['--saliency_dir', 'SALImages'], '--saliency_dir'),
-    (contrast_train, ['--baseline', 'seam', '--tau', '0.4'], '--tau'),
-    (contrast_train, ['--save_layout', 'published'], '--save_layout'),
-    (contrast_train, ['--w_saliency', '1'], '--w_saliency'),
-    (contrast_train, ['--network', 'network.resnet38_eps'], '--network'),
-    (contrast_train, ['--baseline', 'eps'], '--saliency_dir'),
-    (contrast_train, ['--baseline', 'eps', '--saliency_dir', 's', '--network', recipes.PLAIN, '--w_intra', '0.1'],
-     '--w_intra'),
-    (contrast_infer, ['--alpha', '8'], '--alpha'),
-    (contrast_infer, ['--network', 'network.resnet38_eps'], '--network'),
-])
-def test_flags_that_do_not_go_together_are_refused(script, words, what):
-    with pytest.raises(UserError) as caught:
-        script.main(parsed(script, *words))
-    assert caught.value.what == what
-
-
 # ---------------------------------------------------------------- the picture of a training step
 
 @pytest.mark.parametrize('saliency, revised, titles', [
     (False, True, ['image', 'CAM', 'revised CAM', 'pseudo label']), (True, False, ['image', 'saliency', 'CAM']),
     (True, True, ['image', 'saliency', 'CAM', 'revised CAM', 'pseudo label'])])
-def test_sheet_shows_what_the_baseline_has(views, saliency, revised, titles):
-    maps, label, salient = views
-    cam, rv = maps[0]
-    shown = {'saliency': salient if saliency else None, 'CAM': cam, 'revised CAM': rv if revised else None}
-    figure = contrast_train.sheet(torch.randn(2, 3, 112, 112), shown, label, 0.1, VOC.palette)
+def test_a_picture_shows_what_the_baseline_has(step, saliency, revised, titles):
+    view, _, target = step
+    view = view if revised else view._replace(revised=None)
+    target = target if saliency else target._replace(saliency=None)
+    figure = cam_figure(torch.randn(2, 3, 112, 112), view, target, 0.1, VOC.palette)
     assert [axes.get_title() for axes in figure.axes[:len(titles)]] == titles
     assert len(figure.axes) == 2 * len(titles)  # a row per image
 
 
 # ---------------------------------------------------------------- from end to end
 
-def train(toy, session, *words):
-    script = ['--weights', toy.backbone, '--voc12_root', toy.root, '--cls_labels', toy.labels,
-              '--train_list', toy.train, '--val_list', '', '--session_name', session,
-              '--tblog_dir', session.parent / 'tb', '--num_workers', 0, '--device', 'cpu',
-              '--baseline', 'eps', '--saliency_dir', toy.root / 'SALImages',
-              '--batch_size', 4, '--max_epoches', 1, '--crop_size', 64, '--resize_long', 64, 96, '--view2_size', 32,
-              '--picture_every', 0, *words]
-    contrast_train.main(contrast_train.get_args_parser().parse_args(list(map(str, script))))
+def train(toy, session, *flags):
+    """Train EPS for an epoch of three steps; the rows of its loss log."""
+    run_main('contrast_train', '--weights', toy.backbone, '--voc12_root', toy.root, '--cls_labels', toy.labels,
+             '--train_list', toy.train, '--val_list', '', '--session_name', session,
+             '--tblog_dir', session.parent / 'tb', '--num_workers', 0, '--device', 'cpu',
+             '--saliency_dir', toy.saliency, '--batch_size', 4, '--max_epoches', 1, '--crop_size', 64,
+             '--resize_long', 64, 96, '--view2_size', 32, '--picture_every', 0, *flags)
     return read_loss_log(session.with_name(session.name + '.losses.jsonl'))
 
 
-def infer(toy, network_weights, out, *words):
-    script = ['--weights', network_weights, '--voc12_root', toy.root, '--cls_labels', toy.labels,
-              '--infer_list', toy.val, '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred',
-              '--out_crf', out / 'crf', '--num_workers', 0, '--device', 'cpu', '--baseline', 'eps', '--scales', 1, *words]
-    contrast_infer.main(contrast_infer.get_args_parser().parse_args(list(map(str, script))))
+def infer(toy, network_weights, out, *flags):
+    """Make seeds of the val images; {id: (present classes, CAMs)}."""
+    run_main('contrast_infer', '--weights', network_weights, '--voc12_root', toy.root, '--cls_labels', toy.labels,
+             '--infer_list', toy.val, '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred',
+             '--out_crf', out / 'crf', '--num_workers', 0, '--device', 'cpu', '--scales', 1, *flags)
     return {i: read_cams(out / 'cam' / f'{i}.npy', VOC.num_foreground) for i in read_list(toy.val)}
 
 
@@ -366,11 +327,12 @@ def same_cams(first, second):
     return all(np.array_equal(a, b) for i in first for a, b in zip(first[i], second[i]))
 
 
-def test_eps_with_contrast_from_end_to_end(toy, tmp_path):
-    session = tmp_path / 'run'
-    rows = train(toy, session, '--save_layout', 'published')
+def test_eps_with_contrast_trains_and_makes_seeds_and_its_layouts_are_the_same_network(toy, tmp_path):
+    session, baseline = tmp_path / 'run', ('--baseline', 'eps')
+    rows = train(toy, session, *baseline, '--save_layout', 'published')
     assert len(rows) == 3
-    assert set(rows[0]) == {'step', 'loss', *contrast_train.TERMS}
+    for name in (*PLAIN_TERMS, *PCM_TERMS, *contrast.TERMS):
+        assert all(row[name] >= 0 for row in rows), name
 
     # The published layout: background last, proj_fc; the checkpoint keeps ours. There and back, bit by bit.
     published = torch.load(tmp_path / 'run.pth', weights_only=True)
@@ -381,18 +343,20 @@ def test_eps_with_contrast_from_end_to_end(toy, tmp_path):
     back = weights.to_published_eps(read)
     assert back.keys() == published.keys() and all(torch.equal(back[key], published[key]) for key in back)
 
-    cams = infer(toy, tmp_path / 'run.pth', tmp_path)
-    assert same_cams(cams, infer(toy, tmp_path / 'run.ckpt', tmp_path / 'ckpt'))
-    for i, (classes, maps) in cams.items():
+    cams = infer(toy, tmp_path / 'run.pth', tmp_path, *baseline)
+    assert same_cams(cams, infer(toy, tmp_path / 'run.ckpt', tmp_path / 'ckpt', *baseline))
+    for i, (present, maps) in cams.items():
         assert maps.shape[1:] == image_size(toy.root / 'JPEGImages' / f'{i}.jpg')
         assert maps.min() >= 0 and np.allclose(maps.max((1, 2)), 1, atol=1e-3)
-        assert set(np.unique(read_mask(tmp_path / 'crf' / f'{i}.png'))) <= {0, *(classes + 1)}
+        assert set(np.unique(read_mask(tmp_path / 'crf' / f'{i}.png'))) <= {0, *(present + 1)}
 
 
-def test_plain_eps_from_end_to_end(toy, tmp_path):
-    plain = ('--network', 'network.resnet38_eps')
+def test_plain_eps_trains_and_makes_seeds_and_its_published_layout_must_be_named(toy, tmp_path):
+    plain = ('--baseline', 'eps_plain')
     rows = train(toy, tmp_path / 'run', *plain, '--w_cross_prototype', 0, '--w_cross_cam', 0, '--w_intra', 0)
-    assert set(rows[0]) == {'step', 'loss', 'cls', 'saliency'}
+    for name in PLAIN_TERMS:
+        assert all(row[name] > 0 for row in rows), name
+    assert not rows[0].keys() & {*PCM_TERMS, *contrast.TERMS}
     ours = weights.read_weights(tmp_path / 'run.pth')
     torch.save(weights.to_published_eps(ours), tmp_path / 'published.pth')
     cams = infer(toy, tmp_path / 'run.pth', tmp_path, *plain)
@@ -400,13 +364,13 @@ def test_plain_eps_from_end_to_end(toy, tmp_path):
     assert not same_cams(cams, infer(toy, tmp_path / 'published.pth', tmp_path / 'wrong', *plain))
 
 
-def test_alpha_sets_the_background_of_the_pseudo_masks(tmp_path):
+def test_the_larger_alpha_the_less_background_in_the_pseudo_masks(tmp_path):
     y, x = np.mgrid[:32, :48]
     cams = np.exp(-((y - 16) ** 2 + (x - 20) ** 2) / 120).astype(np.float32)[None]
     image = np.repeat(np.uint8(255 * cams[0])[:, :, None], 3, 2)
-    share = []
+    foreground = []
     for alpha in (1, 8, 32):
         path = tmp_path / f'{alpha}.png'
-        contrast_infer.write({'crf': path}, image, np.array([4]), cams, 0.26, alpha, 5, CHANNELS, VOC.palette)
-        share.append((read_mask(path) == 5).mean())
-    assert 0 < share[0] < share[1] < share[2] < 1
+        write_seeds({'crf': path}, image, np.array([4]), cams, SeedSettings(0.26, 'EPS', 5, alpha, VOC))
+        foreground.append((read_mask(path) == 5).mean())
+    assert 0 < foreground[0] < foreground[1] < foreground[2] < 1

@@ -1,4 +1,5 @@
 """contrast_infer.py: the published seeds of a real photo, restarting after kill -9, and what users get wrong."""
+import functools
 import json
 import shutil
 import subprocess
@@ -9,42 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import GOLDEN, assert_refused, golden, run_main, run_script, tree_bytes
 from PIL import Image
 
-import contrast_infer
-import contrast_train
-import eval as evaluation
 from data.cams import read_cams
 from data.images import image_size
 from data.labels import read_labels
 from data.lists import read_list
 from data.masks import read_mask
-from engine import cli, files
+from engine.files import REPO, read_npy
 from network import resnet38_aff
 from voc12.classes import VOC
 
-GOLDEN = Path(__file__).parent / 'golden'
 PHOTO = '2011_000002'  # the smaller of the two in golden/voc
-
-
-def infer(arguments):
-    contrast_infer.main(contrast_infer.get_args_parser().parse_args(arguments))
+infer = functools.partial(run_main, 'contrast_infer')
 
 
 @pytest.fixture
 def tiny(toy):
     """Function from an output folder and more flags to the arguments of a contrast_infer.py run at width 1/16."""
     def arguments(out, *flags):
-        return ['--weights', str(toy.net), '--infer_list', str(toy.train), '--voc12_root', str(toy.root),
-                '--cls_labels', str(toy.labels), '--out_cam', str(out / 'cam'), '--out_cam_pred', str(out / 'pred'),
-                '--out_crf', str(out / 'crf'), '--scales', '0.5', '1', '--crf_iters', '2', '--num_workers', '0',
-                '--device', 'cpu', *flags]
+        return ['--weights', toy.net, '--infer_list', toy.train, '--voc12_root', toy.root, '--cls_labels', toy.labels,
+                '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred', '--out_crf', out / 'crf', '--scales', 0.5, 1,
+                '--crf_iters', 2, '--num_workers', 0, '--device', 'cpu', *flags]
     return arguments
-
-
-def contents(folder):
-    """{path below the folder: bytes} of all its files."""
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
 
 
 # ---------------------------------------------------------------- the real photo
@@ -55,35 +44,37 @@ def photo(published_weights, tmp_path_factory):
     out = tmp_path_factory.mktemp('photo')
     voc = GOLDEN / 'voc'
     (out / 'list.txt').write_text(f'/JPEGImages/{PHOTO}.jpg /SegmentationClassAug/{PHOTO}.png\n')
-    infer(['--weights', str(published_weights), '--infer_list', str(out / 'list.txt'), '--num_workers', '0',
-           '--device', 'cpu', '--voc12_root', str(voc / 'VOC2012'), '--cls_labels', str(voc / 'cls_labels.npy'),
-           '--out_cam', str(out / 'cam'), '--out_cam_pred', str(out / 'pred'), '--out_crf', str(out / 'crf')])
+    infer('--weights', published_weights, '--infer_list', out / 'list.txt', '--num_workers', 0, '--device', 'cpu',
+          '--voc12_root', voc / 'VOC2012', '--cls_labels', voc / 'cls_labels.npy',
+          '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred', '--out_crf', out / 'crf')
     return out
 
 
+@pytest.mark.wide
 def test_cams_of_the_photo_are_the_published_ones(photo):
-    golden = np.load(GOLDEN / 'chain.npz')
-    keys, cams = read_cams(photo / 'cam' / f'{PHOTO}.npy', VOC.num_foreground)
-    assert keys.tolist() == golden[f'cam_keys_{PHOTO}'].tolist()
-    assert cams.dtype == np.float32 and cams.shape == golden[f'cam_{PHOTO}'].shape
-    assert np.abs(cams - golden[f'cam_{PHOTO}']).max() <= 1e-4  # they are stretched to 0..1
+    chain = golden('chain.npz')
+    present, cams = read_cams(photo / 'cam' / f'{PHOTO}.npy', VOC.num_foreground)
+    assert present.tolist() == chain[f'cam_keys_{PHOTO}'].tolist()
+    assert cams.dtype == np.float32 and cams.shape == chain[f'cam_{PHOTO}'].shape
+    assert np.abs(cams - chain[f'cam_{PHOTO}']).max() <= 1e-4  # they are stretched to 0..1
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize('kind', ['pred', 'crf'])
 def test_masks_of_the_photo_are_the_published_ones(photo, kind):
     mask = Image.open(photo / kind / f'{PHOTO}.png')
     assert mask.mode == 'P' and mask.getpalette()[:9] == VOC.palette[:9]
-    assert (np.asarray(mask) == np.load(GOLDEN / 'chain.npz')[f'{kind}_{PHOTO}']).mean() >= 0.999
+    assert (np.asarray(mask) == golden('chain.npz')[f'{kind}_{PHOTO}']).mean() >= 0.999
 
 
+@pytest.mark.wide
 def test_seeds_of_the_photo_can_be_scored(photo, tmp_path):
     def score(*flags):
-        evaluation.main(evaluation.get_args_parser().parse_args([
-            '--list', str(photo / 'list.txt'), '--gt_dir', str(GOLDEN / 'voc' / 'VOC2012' / 'SegmentationClass'),
-            '--comment', 'photo', '--logfile', str(tmp_path / 'log.txt'), '--num_workers', '0', *flags]))
+        run_main('eval', '--list', photo / 'list.txt', '--gt_dir', GOLDEN / 'voc' / 'VOC2012' / 'SegmentationClass',
+                 '--comment', 'photo', '--logfile', tmp_path / 'log.txt', '--num_workers', 0, *flags)
         return json.loads((tmp_path / 'log.txt.json').read_text())
-    npy = score('--predict_dir', str(photo / 'cam'), '--type', 'npy', '--curve')
-    png = score('--predict_dir', str(photo / 'pred'), '--type', 'png')
+    npy = score('--predict_dir', photo / 'cam', '--type', 'npy', '--curve')
+    png = score('--predict_dir', photo / 'pred', '--type', 'png')
     # The seeds are the argmax of the CAMs under the default background score, and so is the fixed threshold of eval.py.
     assert npy['fixed']['miou'] == pytest.approx(png['fixed']['miou']) and 0 < png['fixed']['miou'] < 100
     assert npy['best']['miou'] >= npy['fixed']['miou'] and npy['images'] == 1
@@ -92,32 +83,33 @@ def test_seeds_of_the_photo_can_be_scored(photo, tmp_path):
 # ---------------------------------------------------------------- outputs and restarts
 
 def test_outputs_agree_and_hold_present_classes_only(tiny, toy, tmp_path):
-    infer(tiny(tmp_path, '--out_cam_pred_alpha', '0.4'))
+    infer(*tiny(tmp_path, '--out_cam_pred_alpha', 0.4))
     labels = read_labels(toy.labels, VOC.num_foreground)
     ids = read_list(toy.train)
-    assert len(contents(tmp_path)) == 3 * len(ids)
+    assert len(tree_bytes(tmp_path)) == 3 * len(ids)
     for name in ids:
-        keys, cams = read_cams(tmp_path / 'cam' / f'{name}.npy', VOC.num_foreground)
+        present, cams = read_cams(tmp_path / 'cam' / f'{name}.npy', VOC.num_foreground)
         height, width = image_size(toy.root / 'JPEGImages' / f'{name}.jpg')
-        assert keys.tolist() == np.flatnonzero(labels[name]).tolist() and cams.shape[1:] == (height, width)
+        assert present.tolist() == np.flatnonzero(labels[name]).tolist() and cams.shape[1:] == (height, width)
         scores = np.concatenate([np.full((1, height, width), 0.4, np.float32), cams])
-        expected = np.append(0, keys + 1)[scores.argmax(0)]
+        expected = np.append(0, present + 1)[scores.argmax(0)]
         assert (read_mask(tmp_path / 'pred' / f'{name}.png') == expected).all()
-        assert set(np.unique(read_mask(tmp_path / 'crf' / f'{name}.png'))) <= {0, *(keys + 1)}
+        assert set(np.unique(read_mask(tmp_path / 'crf' / f'{name}.png'))) <= {0, *(present + 1)}
 
 
-def test_published_cams_are_read_by_plain_numpy(tiny, toy, tmp_path):
-    infer(tiny(tmp_path))
+def test_cams_are_read_by_plain_numpy_as_published_ones_are(tiny, toy, tmp_path):
+    infer(*tiny(tmp_path))
     name = read_list(toy.train)[0]
     # Our own file, read as other people's scripts read the published ones.
     cams = np.load(tmp_path / 'cam' / f'{name}.npy', allow_pickle=True).item()
     assert isinstance(cams, dict) and all(type(key) is int and cam.dtype == np.float32 for key, cam in cams.items())
 
 
+@pytest.mark.long
 def test_killed_and_restarted_gives_the_same_bytes(tiny, tmp_path):
-    infer(tiny(tmp_path / 'whole'))
-    arguments = tiny(tmp_path / 'killed', '--num_workers', '1')
-    process = subprocess.Popen([sys.executable, str(files.REPO / 'contrast_infer.py'), *arguments],
+    infer(*tiny(tmp_path / 'whole'))
+    arguments = tiny(tmp_path / 'killed', '--num_workers', 1)
+    process = subprocess.Popen([sys.executable, REPO / 'contrast_infer.py', *map(str, arguments)],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 600
     while not list((tmp_path / 'killed').glob('crf/[!.]*.png')):
@@ -126,29 +118,29 @@ def test_killed_and_restarted_gives_the_same_bytes(tiny, tmp_path):
     process.kill()
     process.communicate(timeout=300)  # its worker process, which holds the same pipes, ends with it
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'killed').glob('crf/[!.]*.png')}
-    assert 0 < len(before) < len(contents(tmp_path / 'whole')) / 3
-    infer(arguments)
-    assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')  # so no temporary file is left either
+    assert 0 < len(before) < len(tree_bytes(tmp_path / 'whole')) / 3
+    infer(*arguments)
+    assert tree_bytes(tmp_path / 'killed') == tree_bytes(tmp_path / 'whole')  # so no temporary file is left either
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
 
 
 def test_what_is_done_is_skipped_unless_told_otherwise(tiny, tmp_path, capsys):
-    infer(tiny(tmp_path))
-    whole = contents(tmp_path)
+    infer(*tiny(tmp_path))
+    whole = tree_bytes(tmp_path)
     spoiled = sorted((tmp_path / 'pred').iterdir())[0]
     spoiled.write_bytes(b'kept')
     sorted((tmp_path / 'cam').iterdir())[1].unlink()
     capsys.readouterr()
-    infer(tiny(tmp_path))
+    infer(*tiny(tmp_path))
     assert '12 images, 11 done already' in capsys.readouterr().out and spoiled.read_bytes() == b'kept'
-    infer(tiny(tmp_path, '--overwrite'))
-    assert contents(tmp_path) == whole
+    infer(*tiny(tmp_path, '--overwrite'))
+    assert tree_bytes(tmp_path) == whole
 
 
 def test_processes_beside_the_main_one_change_nothing(tiny, tmp_path):
-    infer(tiny(tmp_path / 'alone'))
-    infer(tiny(tmp_path / 'helped', '--num_workers', '1'))
-    assert contents(tmp_path / 'alone') == contents(tmp_path / 'helped')
+    infer(*tiny(tmp_path / 'alone'))
+    infer(*tiny(tmp_path / 'helped', '--num_workers', 1))
+    assert tree_bytes(tmp_path / 'alone') == tree_bytes(tmp_path / 'helped')
 
 
 # ---------------------------------------------------------------- what users get wrong
@@ -181,7 +173,7 @@ def unknown_id(devkit):
 
 
 def id_without_label(devkit):
-    labels = files.read_npy(devkit / 'labels.npy')
+    labels = read_npy(devkit / 'labels.npy')
     del labels[second(devkit)[0]]
     np.save(devkit / 'labels.npy', labels)
     return f'no label for {second(devkit)[0]}'
@@ -236,35 +228,25 @@ BEFORE_WORK = [missing_image, unknown_id, id_without_label, empty_list, no_list,
 AT_THE_IMAGE = [another_mode('L'), another_mode('CMYK'), another_mode('P'), truncated, no_image, too_small]
 
 
-def refusal(script, arguments, capsys):
-    """The line on stderr of a run that ends as a user's mistake should: status 2, one error, no traceback."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.run(script.main, script.get_args_parser(), arguments)
-    assert end.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith('error: ') and sum('error: ' in line for line in lines) == 1
-    assert not any('Traceback' in line for line in lines)
-    return lines[-1]
-
-
 def inference_of(devkit, tiny, out, *flags):
-    return tiny(out, '--infer_list', str(devkit / 'list.txt'), '--voc12_root', str(devkit),
-                '--cls_labels', str(devkit / 'labels.npy'), *flags)
+    """The arguments of contrast_infer.py on a damaged copy."""
+    return tiny(out, '--infer_list', devkit / 'list.txt', '--voc12_root', devkit,
+                '--cls_labels', devkit / 'labels.npy', *flags)
 
 
-def training_of(devkit, toy, session, *flags):
-    return ['--weights', str(toy.backbone), '--train_list', str(devkit / 'list.txt'), '--voc12_root', str(devkit),
-            '--cls_labels', str(devkit / 'labels.npy'), '--val_list', '', '--session_name', str(session / 'run'),
-            '--tblog_dir', str(session / 'tensorboard'), '--crop_size', '32', '--resize_long', '32', '40',
-            '--view2_size', '24', '--max_epoches', '1', '--num_workers', '0', '--device', 'cpu', *flags]
+def training_of(devkit, toy, out, *flags):
+    """The arguments of contrast_train.py on a damaged copy, session <out>/run."""
+    return ['--weights', toy.backbone, '--train_list', devkit / 'list.txt', '--voc12_root', devkit,
+            '--cls_labels', devkit / 'labels.npy', '--val_list', '', '--session_name', out / 'run',
+            '--tblog_dir', out / 'tensorboard', '--crop_size', 32, '--resize_long', 32, 40, '--view2_size', 24,
+            '--max_epoches', 1, '--num_workers', 0, '--device', 'cpu', *flags]
 
 
 @pytest.mark.parametrize('damage', BEFORE_WORK + AT_THE_IMAGE)
-def test_inference_refuses(damage, devkit, tiny, tmp_path, capsys):
+def test_inference_on_damaged_data_is_refused(damage, devkit, tiny, tmp_path, capsys):
     expected = damage(devkit)
-    assert expected in refusal(contrast_infer, inference_of(devkit, tiny, tmp_path / 'out'), capsys)
-    written = contents(tmp_path / 'out')
+    assert expected in assert_refused(capsys, 'contrast_infer', *inference_of(devkit, tiny, tmp_path / 'out'))
+    written = tree_bytes(tmp_path / 'out')
     if damage in BEFORE_WORK:
         assert not written
     else:  # the first photo is done, the second is not begun
@@ -273,11 +255,11 @@ def test_inference_refuses(damage, devkit, tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('damage', BEFORE_WORK + AT_THE_IMAGE)
-def test_training_refuses(damage, devkit, toy, tmp_path, capsys):
+def test_training_on_damaged_data_is_refused(damage, devkit, toy, tmp_path, capsys):
     expected = damage(devkit)
     # One batch of all images, so that the damaged one is sure to be read.
-    arguments = training_of(devkit, toy, tmp_path / 'out', '--batch_size', '12')
-    assert expected in refusal(contrast_train, arguments, capsys)
+    arguments = training_of(devkit, toy, tmp_path / 'out', '--batch_size', 12)
+    assert expected in assert_refused(capsys, 'contrast_train', *arguments)
     if damage in BEFORE_WORK:
         assert not (tmp_path / 'out').exists()
     else:
@@ -287,33 +269,31 @@ def test_training_refuses(damage, devkit, toy, tmp_path, capsys):
 @pytest.mark.parametrize('mode', ['L', 'CMYK', 'P'])
 def test_other_colour_modes_can_be_converted(mode, devkit, tiny, tmp_path):
     another_mode(mode)(devkit)
-    infer(inference_of(devkit, tiny, tmp_path / 'out', '--convert_rgb'))
-    assert len(contents(tmp_path / 'out')) == 3 * 12
+    infer(*inference_of(devkit, tiny, tmp_path / 'out', '--convert_rgb'))
+    assert len(tree_bytes(tmp_path / 'out')) == 3 * 12
 
 
 def test_errors_in_worker_processes_reach_the_user(devkit, tiny, tmp_path, capsys):
     expected = truncated(devkit)
-    arguments = inference_of(devkit, tiny, tmp_path / 'out', '--num_workers', '1')
-    assert expected in refusal(contrast_infer, arguments, capsys)
+    arguments = inference_of(devkit, tiny, tmp_path / 'out', '--num_workers', 1)
+    assert expected in assert_refused(capsys, 'contrast_infer', *arguments)
     assert not list((tmp_path / 'out').rglob('.*'))
 
 
-def test_the_real_command_exits_with_one_line(devkit, tiny, tmp_path):
+def test_the_real_command_ends_with_one_line_and_no_traceback_from_a_worker_either(devkit, tiny, tmp_path):
     expected = truncated(devkit)
-    arguments = inference_of(devkit, tiny, tmp_path / 'out')
-    run = subprocess.run([sys.executable, str(files.REPO / 'contrast_infer.py'), *arguments],
-                         capture_output=True, text=True)
+    run = run_script('contrast_infer', *inference_of(devkit, tiny, tmp_path / 'out', '--num_workers', 1))
     assert run.returncode == 2
     assert [line for line in run.stderr.splitlines() if 'error' in line.lower()] == [run.stderr.splitlines()[-1]]
     assert run.stderr.splitlines()[-1].startswith(f'error: {expected}') and 'Traceback' not in run.stderr
 
 
 def test_an_image_without_a_class_has_no_cam(devkit, tiny, tmp_path, capsys):
-    labels = files.read_npy(devkit / 'labels.npy')
+    labels = read_npy(devkit / 'labels.npy')
     labels[second(devkit)[0]][:] = 0
     np.save(devkit / 'labels.npy', labels)
-    arguments = inference_of(devkit, tiny, tmp_path / 'out')
-    assert f'{second(devkit)[0]} has no class' in refusal(contrast_infer, arguments, capsys)
+    message = assert_refused(capsys, 'contrast_infer', *inference_of(devkit, tiny, tmp_path / 'out'))
+    assert f'{second(devkit)[0]} has no class' in message
 
 
 def foreign_weights(kind, path, toy):
@@ -339,16 +319,17 @@ def foreign_weights(kind, path, toy):
 @pytest.mark.parametrize('kind', ['another network', 'backbone only', 'other classes', 'not finite', 'no weights',
                                   'absent'])
 def test_weights_that_do_not_fit_are_refused(kind, toy, tiny, tmp_path, capsys):
-    expected = foreign_weights(kind, tmp_path / 'w.pth', toy)
-    message = refusal(contrast_infer, tiny(tmp_path / 'out', '--weights', str(tmp_path / 'w.pth')), capsys)
-    assert expected in message and str(tmp_path / 'w.pth') in message
-    assert not contents(tmp_path / 'out')
+    path = tmp_path / 'w.pth'
+    expected = foreign_weights(kind, path, toy)
+    message = assert_refused(capsys, 'contrast_infer', *tiny(tmp_path / 'out', '--weights', path))
+    assert expected in message and str(path) in message
+    assert not tree_bytes(tmp_path / 'out')
 
 
 def test_training_from_another_network_is_refused(devkit, toy, tmp_path, capsys):
     torch.save({'layer1.0.conv1.weight': torch.zeros(3)}, tmp_path / 'w.pth')
-    arguments = training_of(devkit, toy, tmp_path / 'out', '--weights', str(tmp_path / 'w.pth'))
-    assert 'does not fit network.resnet38_contrast' in refusal(contrast_train, arguments, capsys)
+    arguments = training_of(devkit, toy, tmp_path / 'out', '--weights', tmp_path / 'w.pth')
+    assert 'does not fit network.resnet38_contrast' in assert_refused(capsys, 'contrast_train', *arguments)
     assert not (tmp_path / 'out').exists()
 
 
@@ -357,21 +338,22 @@ def test_training_from_another_network_is_refused(devkit, toy, tmp_path, capsys)
     ('gpu', "--device: 'gpu' is unknown")])
 def test_a_device_that_is_not_there_is_refused(device, expected, devkit, toy, tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    assert expected in refusal(contrast_infer, tiny(tmp_path / 'out', '--device', device), capsys)
-    assert expected in refusal(contrast_train, training_of(devkit, toy, tmp_path / 'out', '--device', device), capsys)
-    assert not (tmp_path / 'out').exists()
+    out = tmp_path / 'out'
+    assert expected in assert_refused(capsys, 'contrast_infer', *tiny(out, '--device', device))
+    assert expected in assert_refused(capsys, 'contrast_train', *training_of(devkit, toy, out, '--device', device))
+    assert not out.exists()
 
 
 def test_output_that_cannot_be_written_is_refused(devkit, toy, tiny, tmp_path, capsys):
     blocked = tmp_path / 'file'
     blocked.write_text('not a folder')
     out = tmp_path / 'out'
-    assert '--out_cam: folder' in refusal(contrast_infer, tiny(blocked), capsys)
-    assert '--out_crf: folder' in refusal(contrast_infer, tiny(out, '--out_crf', str(blocked / 'crf')), capsys)
-    assert '--session_name: folder' in refusal(contrast_train, training_of(devkit, toy, blocked), capsys)
-    arguments = training_of(devkit, toy, out, '--tblog_dir', str(blocked))
-    assert '--tblog_dir: folder' in refusal(contrast_train, arguments, capsys)
-    assert blocked.read_text() == 'not a folder' and not contents(out / 'cam')
+    infers, trains = (functools.partial(assert_refused, capsys, name) for name in ('contrast_infer', 'contrast_train'))
+    assert '--out_cam: folder' in infers(*tiny(blocked))
+    assert '--out_crf: folder' in infers(*tiny(out, '--out_crf', blocked / 'crf'))
+    assert '--session_name: folder' in trains(*training_of(devkit, toy, blocked))
+    assert '--tblog_dir: folder' in trains(*training_of(devkit, toy, out, '--tblog_dir', blocked))
+    assert blocked.read_text() == 'not a folder' and not tree_bytes(out / 'cam')
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(tiny, tmp_path, capsys, monkeypatch):
@@ -379,13 +361,13 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(tiny, tmp_path, capsys
         Path(path).write_bytes(b'half')
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(np, 'save', full)
-    assert 'No space left on device' in refusal(contrast_infer, tiny(tmp_path / 'out'), capsys)
-    assert not contents(tmp_path / 'out')
+    assert 'No space left on device' in assert_refused(capsys, 'contrast_infer', *tiny(tmp_path / 'out'))
+    assert not tree_bytes(tmp_path / 'out')
 
 
 def test_contradictory_outputs_are_refused(tiny, tmp_path, capsys):
-    same = str(tmp_path / 'pred')
-    assert '--out_crf: is the folder' in refusal(contrast_infer, tiny(tmp_path, '--out_crf', same), capsys)
+    arguments = tiny(tmp_path, '--out_crf', tmp_path / 'pred')
+    assert '--out_crf: is the folder' in assert_refused(capsys, 'contrast_infer', *arguments)
     arguments = tiny(tmp_path)
     without = arguments[:arguments.index('--out_cam')] + arguments[arguments.index('--scales'):]
-    assert 'no output folder' in refusal(contrast_infer, without, capsys)
+    assert 'no output folder' in assert_refused(capsys, 'contrast_infer', *without)

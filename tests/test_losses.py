@@ -1,83 +1,93 @@
-"""tool/seam.py and tool/contrast.py: golden terms and gradients, a rendering in plain loops, tensor code throughout."""
+"""tool/seam.py and tool/contrast.py: published terms and gradients, a rendering in plain loops, no wait for the device.
+"""
 import collections
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import golden, run_flags
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.training import Run
 from reference import contrast_loss as published
 from tool import contrast, seam
-from tool.cam import resize
+from tool.cam import View, resize
 from voc12.classes import VOC
 
-GOLDEN = Path(__file__).parent / 'golden'
-VIEW1, VIEW2 = (448, 448), (128, 128)
+VIEW1, VIEW2 = (448, 448), (128, 128)  # as published
+SIZES = (48, 36), (20, 16)  # of the views in tests with random maps
 CONTRAST_WEIGHT = 0.1
+SEAM_TERMS = ('cls', 'rvmin', 'er', 'ecr')
 
 
-# ---------------------------------------------------------------- golden
+def target_of(label):
+    """The seam.Target of image-level labels."""
+    return seam.Target(label, seam.present_channels(label))
+
+
+def all_terms(view1, view2, label, **options):
+    """Every named term of a step of SEAM with contrast. options: of contrast.losses."""
+    return seam.losses(view1, view2, target_of(label)) | contrast.losses(view1, view2, label, **options)
+
+
+def leaves(*views):
+    """The tensors of the views, in the order cam, revised, features."""
+    return [tensor for view in views for tensor in view[:3]]
+
+
+# ---------------------------------------------------------------- the published terms
 
 @pytest.fixture(scope='module')
-def golden():
-    return np.load(GOLDEN / 'contrast_losses.npz')
+def case():
+    return golden('contrast_losses.npz')
 
 
-def golden_views(golden):
-    """[(cam, cam_rv, f_proj)] of the two views, ready to collect gradients."""
-    return [[torch.from_numpy(golden[f'{name}{view}']).float().requires_grad_() for name in ('cam', 'cam_rv', 'f_proj')]
-            for view in (1, 2)]
+def published_views(case):
+    """The two views of the golden file; their tensors collect gradients."""
+    return [View(*(torch.from_numpy(case[f'{name}{view}']).float().requires_grad_()
+                   for name in ('cam', 'cam_rv', 'f_proj')), size)
+            for view, size in ((1, VIEW1), (2, VIEW2))]
 
 
-def all_terms(view1, view2, label, size1=VIEW1, size2=VIEW2, **kwargs):
-    """Every named term of a step, as contrast_train.py calls for them."""
-    (cam1, rv1, f1), (cam2, rv2, f2) = view1, view2
-    present = seam.present_channels(label)
-    return (seam.losses((cam1, rv1, size1), (cam2, rv2, size2), label, present, size2)
-            | contrast.losses((f1, rv1), (f2, rv2), label, **kwargs))
-
-
-def test_golden_terms(golden):
-    terms = all_terms(*golden_views(golden), torch.from_numpy(golden['label']))
+def test_terms_are_the_published_ones(case):
+    terms = all_terms(*published_views(case), torch.from_numpy(case['label']))
     terms = {name: value.item() for name, value in terms.items()}
-    assert terms['cls'] == pytest.approx((golden['loss_cls1'] + golden['loss_cls2']) / 2, rel=1e-4)
-    assert terms['rvmin'] == pytest.approx((golden['loss_rvmin1'] + golden['loss_rvmin2']) / 2, rel=1e-4)
-    assert terms['cls'] + terms['rvmin'] == pytest.approx(golden['loss_cls'], rel=1e-4)
-    assert terms['er'] == pytest.approx(golden['loss_er'], rel=1e-4)
-    assert terms['ecr'] == pytest.approx(golden['loss_ecr'], rel=1e-4)
-    assert CONTRAST_WEIGHT * terms['cross_prototype'] == pytest.approx(golden['loss_cross_nce'], rel=1e-3)
-    assert CONTRAST_WEIGHT * terms['cross_cam'] == pytest.approx(golden['loss_cross_nce2'], rel=1e-3)
+    assert terms['cls'] == pytest.approx((case['loss_cls1'] + case['loss_cls2']) / 2, rel=1e-4)
+    assert terms['rvmin'] == pytest.approx((case['loss_rvmin1'] + case['loss_rvmin2']) / 2, rel=1e-4)
+    assert terms['cls'] + terms['rvmin'] == pytest.approx(case['loss_cls'], rel=1e-4)
+    assert terms['er'] == pytest.approx(case['loss_er'], rel=1e-4)
+    assert terms['ecr'] == pytest.approx(case['loss_ecr'], rel=1e-4)
+    assert CONTRAST_WEIGHT * terms['cross_prototype'] == pytest.approx(case['loss_cross_nce'], rel=1e-3)
+    assert CONTRAST_WEIGHT * terms['cross_cam'] == pytest.approx(case['loss_cross_nce2'], rel=1e-3)
 
 
-def test_golden_gradients(golden):
-    views = golden_views(golden)
-    terms = all_terms(*views, torch.from_numpy(golden['label']), wanted=('cross_prototype', 'cross_cam'))
+def test_gradients_are_the_published_ones(case):
+    views = published_views(case)
+    terms = all_terms(*views, torch.from_numpy(case['label']), wanted=('cross_prototype', 'cross_cam'))
     weights = {name: CONTRAST_WEIGHT if name in contrast.TERMS else 1. for name in terms}
     sum(weights[name] * term for name, term in terms.items()).backward()
-    for view, stride in ((1, 4), (2, 1)):
-        for name, tensor in zip(('cam', 'cam_rv', 'f_proj'), views[view - 1]):
-            expected = golden[f'grad_{name}{view}']
+    for number, view, stride in ((1, views[0], 4), (2, views[1], 1)):
+        for name, tensor in zip(('cam', 'cam_rv', 'f_proj'), leaves(view)):
+            expected = case[f'grad_{name}{number}']
             ours = tensor.grad[:, :, ::stride, ::stride].numpy()
             tolerance = 1e-3 if name == 'f_proj' else 1e-4
-            assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max(), (name, view)
+            assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max(), (name, number)
 
 
-def test_golden_mean_of_the_intra_view_term(golden):
-    label = torch.from_numpy(golden['label'])
+def test_mean_and_spread_of_the_intra_view_term_are_the_published_ones(case):
+    label = torch.from_numpy(case['label'])
     torch.manual_seed(0)
     with torch.no_grad():
         # View 1 is brought to view 2's size once, not in every draw.
-        size = golden['cam2'].shape[2:]
-        (rv1, f1), (rv2, f2) = ([resize(m, size) for m in view[1:]] for view in golden_views(golden))
-        draws = [CONTRAST_WEIGHT * contrast.losses((f1, rv1), (f2, rv2), label, wanted=('intra',))['intra'].item()
+        size = case['cam2'].shape[2:]
+        views = [view._replace(revised=resize(view.revised, size), features=resize(view.features, size))
+                 for view in published_views(case)]
+        draws = [CONTRAST_WEIGHT * contrast.losses(*views, label, wanted=('intra',))['intra'].item()
                  for _ in range(200)]
-    published_error, our_error = golden['intra_std'] / golden['intra_draws'] ** 0.5, np.std(draws) / len(draws) ** 0.5
-    assert abs(np.mean(draws) - golden['intra_mean']) <= 4 * np.hypot(published_error, our_error)
-    assert np.std(draws) == pytest.approx(golden['intra_std'], rel=0.5)  # as random as the published sampling
+    published_error, our_error = case['intra_std'] / case['intra_draws'] ** 0.5, np.std(draws) / len(draws) ** 0.5
+    assert abs(np.mean(draws) - case['intra_mean']) <= 4 * np.hypot(published_error, our_error)
+    assert np.std(draws) == pytest.approx(case['intra_std'], rel=0.5)  # as random as the published sampling
 
 
 # ---------------------------------------------------------------- against plain loops
@@ -91,19 +101,21 @@ def labels_with(*counts, num_foreground=VOC.num_foreground):
     return label
 
 
-def random_views(label, seed=0, sides=((12, 9), (5, 4)), channels=8):
-    """Random (cam, cam_rv, f_proj) of two views at feature size, leaves that collect gradients."""
-    generator = torch.Generator().manual_seed(seed)
+def random_views(label, sides=((12, 9), (5, 4)), sizes=SIZES, channels=8):
+    """Two random views, their maps of these sides; the tensors are leaves that collect gradients."""
+    generator = torch.Generator().manual_seed(0)
     shape = (len(label), label.shape[1] + 1)
-    return [[torch.randn(*shape, *side, generator=generator).requires_grad_(),
-             torch.randn(*shape, *side, generator=generator).requires_grad_(),
-             torch.randn(len(label), channels, *side, generator=generator).relu().requires_grad_()] for side in sides]
+    return [View(torch.randn(*shape, *side, generator=generator).requires_grad_(),
+                 torch.randn(*shape, *side, generator=generator).requires_grad_(),
+                 torch.randn(len(label), channels, *side, generator=generator).relu().requires_grad_(), size)
+            for side, size in zip(sides, sizes)]
 
 
-def plain_terms(view1, view2, label, size1, size2):
-    """The terms of benchmarks/published/contrast_loss.py by our names, the contrast's without their weight."""
-    full = [(resize(cam, size), resize(rv, size), f, rv) for (cam, rv, f), size in ((view1, size1), (view2, size2))]
-    terms = published.losses(*full, label, small=size2)
+def plain_terms(view1, view2, label):
+    """The terms of reference/contrast_loss.py by our names, the contrast's without their weight."""
+    full = [(resize(view.cam, view.size), resize(view.revised, view.size), view.features, view.revised)
+            for view in (view1, view2)]
+    terms = published.losses(*full, label, small=view2.size)
     for name in contrast.TERMS:
         terms[name] = terms[name] / CONTRAST_WEIGHT
     for name in ('cls', 'rvmin'):
@@ -111,15 +123,14 @@ def plain_terms(view1, view2, label, size1, size2):
     return terms
 
 
-SIZES = (48, 36), (20, 16)
 CASES = {'one class each': (1, 1, 1), 'as in VOC': (1, 3, 2, 1), 'more channels than the top 20% holds': (7, 5, 1),
          'all classes': (VOC.num_foreground, 2), 'an image without a class': (0, 2),
          'batch of one': (2,), 'batch of one, all classes': (VOC.num_foreground,)}
 
 
 def gradients(value, views):
-    """The gradients of a term with respect to cam, cam_rv, f_proj of both views; 0 where it does not depend on one."""
-    found = torch.autograd.grad(value, [*views[0], *views[1]], retain_graph=True, allow_unused=True)
+    """The gradients of a term with respect to the tensors of both views; 0 where it does not depend on one."""
+    found = torch.autograd.grad(value, leaves(*views), retain_graph=True, allow_unused=True)
     return [torch.zeros(()) if gradient is None else gradient for gradient in found]
 
 
@@ -127,48 +138,47 @@ def gradients(value, views):
 def test_terms_and_gradients_are_those_of_the_plain_loops(counts):
     label = labels_with(*counts)
     ours, plain = random_views(label), random_views(label)
-    terms = all_terms(*ours, label, *SIZES)
-    expected = plain_terms(*plain, label, *SIZES)
-    assert terms.keys() == expected.keys()
-    for name in terms.keys() - {'intra'}:  # that one is random: see below
+    terms, expected = all_terms(*ours, label), plain_terms(*plain, label)
+    assert terms['intra'].shape == expected['intra'].shape  # its value is random: see below
+    for name in expected.keys() - {'intra'}:
         assert terms[name].shape == ()
         torch.testing.assert_close(terms[name], expected[name], rtol=1e-5, atol=1e-6)
         for a, b in zip(gradients(terms[name], ours), gradients(expected[name], plain), strict=True):
             assert (a - b).abs().max() <= 1e-5 * max(b.abs().max(), 1e-6), name
 
 
-def test_top_share_of_the_cross_regularisation_cuts():
+def test_only_the_largest_differences_count_in_the_cross_regularisation():
     # Seven classes and the background are 8 of 21 channels, more than the 20% that count: some entries are left out.
     torch.manual_seed(0)
-    target, rv = torch.rand(1, 8, 20, 16), torch.rand(1, 8, 20, 16)
-    difference = (published.max_onehot(published.background_first(target)) - rv).abs().flatten()
+    maps, revised = torch.rand(1, 8, 20, 16), torch.rand(1, 8, 20, 16)
+    difference = (published.max_onehot(published.background_first(maps)) - revised).abs().flatten()
     top = difference.sort(descending=True).values[:int(VOC.num_classes * 20 * 16 * 0.2)]
     assert len(top) < len(difference)
-    torch.testing.assert_close(seam.cross_regularisation(target[:, 1:], rv, VOC.num_classes), top.mean())
+    torch.testing.assert_close(seam.cross_regularisation(maps[:, 1:], revised, VOC.num_classes), top.mean())
 
 
-def test_contrast_gives_the_maps_no_gradient():
+def test_the_contrast_gives_features_a_gradient_and_maps_none():
     label = labels_with(2, 1)
-    (_, rv1, f1), (_, rv2, f2) = random_views(label)
-    sum(contrast.losses((f1, rv1), (f2, rv2), label).values()).backward()
-    assert rv1.grad is None and rv2.grad is None
-    assert f1.grad.abs().sum() > 0 and f2.grad.abs().sum() > 0
+    views = random_views(label)
+    sum(contrast.losses(*views, label).values()).backward()
+    for view in views:
+        assert view.revised.grad is None and view.cam.grad is None
+        assert view.features.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize('wanted', [(), ('intra',), ('cross_cam', 'cross_prototype')])
-def test_only_the_terms_wanted(wanted):
+def test_the_contrast_gives_only_the_terms_that_are_wanted(wanted):
     label = labels_with(1)
-    (_, rv1, f1), (_, rv2, f2) = random_views(label)
-    assert contrast.losses((f1, rv1), (f2, rv2), label, wanted=wanted).keys() == set(wanted)
+    assert contrast.losses(*random_views(label), label, wanted=wanted).keys() == set(wanted)
 
 
-def test_settings_of_the_contrast_matter():
+@pytest.mark.parametrize('change', [{'temperature': 0.5}, {'fraction': 0.5}, {'bg_threshold': 0.6}])
+def test_every_setting_of_the_contrast_changes_it(change):
     label = labels_with(2, 1)
-    (_, rv1, f1), (_, rv2, f2) = random_views(label)
-    base = contrast.losses((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',))['cross_prototype']
-    for change in ({'temperature': 0.5}, {'share': 0.5}, {'bg_threshold': 0.6}):
-        other = contrast.losses((f1, rv1), (f2, rv2), label, wanted=('cross_prototype',), **change)['cross_prototype']
-        assert abs(other - base) > 1e-3, change
+    views = random_views(label)
+    base, other = (contrast.losses(*views, label, wanted=('cross_prototype',), **options)['cross_prototype']
+                   for options in ({}, change))
+    assert abs(other - base) > 1e-3
 
 
 # ---------------------------------------------------------------- the intra-view term: its sampling is random
@@ -203,7 +213,7 @@ LAYOUTS = {'many classes': [0] * 11 + [1] * 2 + [5] * 3 + [20] * 10, 'a class of
 
 
 @pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_sampling_of_the_intra_view_term(layout):
+def test_the_intra_view_term_samples_half_a_class_at_random_and_half_of_its_hard_pixels(layout):
     torch.manual_seed(0)
     labels = torch.tensor(layout)[torch.randperm(len(layout))]
     similarity = torch.randn(len(labels), VOC.num_classes).requires_grad_()
@@ -232,18 +242,18 @@ def test_sampling_of_the_intra_view_term(layout):
 
 def test_mean_of_the_intra_view_term_is_that_of_the_plain_loops():
     label = labels_with(3, 1)
-    view1, view2 = (view[1:] for view in random_views(label, sides=((6, 6), (6, 6))))
+    views = random_views(label, sides=((6, 6), (6, 6)))
     with torch.no_grad():
         torch.manual_seed(0)
-        ours = [contrast.losses(view1[::-1], view2[::-1], label, wanted=('intra',))['intra'].item() for _ in range(200)]
+        ours = [contrast.losses(*views, label, wanted=('intra',))['intra'].item() for _ in range(200)]
         with_bg = torch.cat([torch.ones(len(label), 1), label], 1)[:, :, None, None]
-        plain = [published.contrast_losses(view1[::-1], view2[::-1], with_bg)['intra'].item() / CONTRAST_WEIGHT
-                 for _ in range(40)]
+        compared = [(view.features, view.revised) for view in views]
+        plain = [published.contrast_losses(*compared, with_bg)['intra'].item() / CONTRAST_WEIGHT for _ in range(40)]
     standard_error = np.hypot(np.std(ours) / len(ours) ** 0.5, np.std(plain) / len(plain) ** 0.5)
     assert abs(np.mean(ours) - np.mean(plain)) <= 4 * standard_error
 
 
-# ---------------------------------------------------------------- tensor code, no host synchronisation
+# ---------------------------------------------------------------- tensor code, no wait for the device
 
 class Operations(TorchDispatchMode):
     """Counts the operations that reach the device. Those that make the host wait for values are errors."""
@@ -264,11 +274,11 @@ class Operations(TorchDispatchMode):
 
 
 def forward_and_backward(label, sides, sizes):
-    views = random_views(label, sides=sides)
-    present = seam.present_channels(label)  # from the CPU's labels, before they go to the device
+    """The operations of a step's losses, by name."""
+    view1, view2 = random_views(label, sides, sizes)
+    target = target_of(label)  # from the CPU's labels, before they go to the device
     with Operations() as operations:
-        terms = seam.losses((*views[0][:2], sizes[0]), (*views[1][:2], sizes[1]), label, present, sizes[1])
-        terms |= contrast.losses(views[0][:0:-1], views[1][:0:-1], label)
+        terms = seam.losses(view1, view2, target) | contrast.losses(view1, view2, label)
         sum(terms.values()).backward()
     return operations.count
 
@@ -284,22 +294,22 @@ def test_work_is_the_same_for_any_number_of_pixels_classes_and_images():
 def test_losses_never_look_at_values():
     # Tensors on the meta device have none: whatever asked for one, a boolean index too, would raise.
     label = labels_with(2, 1)
-    present = seam.present_channels(label).to('meta')
-    views = [[tensor.detach().to('meta').requires_grad_() for tensor in view] for view in random_views(label)]
-    label = label.to('meta')
-    terms = seam.losses((*views[0][:2], SIZES[0]), (*views[1][:2], SIZES[1]), label, present, SIZES[1])
-    terms |= contrast.losses(views[0][:0:-1], views[1][:0:-1], label)
+    target = target_of(label).to('meta')
+    view1, view2 = (View(*(tensor.detach().to('meta').requires_grad_() for tensor in leaves(view)), view.size)
+                    for view in random_views(label))
+    terms = seam.losses(view1, view2, target) | contrast.losses(view1, view2, target.label)
     sum(terms.values()).backward()
-    assert terms.keys() == {'cls', 'rvmin', 'er', 'ecr', *contrast.TERMS}
+    for name in (*SEAM_TERMS, *contrast.TERMS):
+        assert terms[name].is_meta and terms[name].shape == (), name
 
 
 @pytest.mark.parametrize('momentum', [5e-4, 0.9])
 def test_training_steps_between_readings_never_wait(tmp_path, momentum):
     net = nn.Conv2d(1, 2, 1)
-    flags = SimpleNamespace(resume=False, overwrite=False, log_every=4, save_every=0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
-    run = Run(tmp_path / 'run', net, optimizer, device=torch.device('cpu'), amp='off', seed=0, batch_size=2,
-              steps_per_epoch=6, max_step=6, settings={}, flags=flags, tblog_dir=tmp_path / 'log', workers=0)
+    args = run_flags(tmp_path, '--log_every', 4, '--save_every', 0)
+    run = Run(tmp_path / 'run', net, optimizer, device=torch.device('cpu'), args=args, before={}, images=12,
+              batch_size=2, epochs=1)
     images = torch.randn(12, 1, 3, 3)
     logged = []
     for batch in run.batches(images):

@@ -1,17 +1,15 @@
 """tool/metrics.py: against the golden files, and against thresholding the published way, value by value."""
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import golden
 
 from tool.metrics import CURVE, IGNORE, class_iou, confusion, curve_confusions, mean_iou, score_histogram
-
-NUM_CLASSES = 21
+from voc12.classes import VOC
 
 
 @pytest.fixture(scope='module')
-def golden():
-    return np.load(Path(__file__).parent / 'golden' / 'eval.npz')
+def case():
+    return golden('eval.npz')
 
 
 def published_prediction(keys, cams, threshold, num_classes):
@@ -22,18 +20,18 @@ def published_prediction(keys, cams, threshold, num_classes):
     return stack.argmax(0).astype(np.uint8)
 
 
-def test_golden_masks(golden):
-    counts = sum(confusion(golden[f'gt_{i}'], golden[f'pred_{i}'], NUM_CLASSES) for i in golden['names'])
-    np.testing.assert_allclose(class_iou(counts), golden['class_iou'], atol=1e-6)
-    assert mean_iou(counts) == pytest.approx(float(golden['miou']), abs=1e-6)
+def test_scores_of_masks_are_the_published_ones(case):
+    counts = sum(confusion(case[f'gt_{i}'], case[f'pred_{i}'], VOC.num_classes) for i in case['names'])
+    np.testing.assert_allclose(class_iou(counts), case['class_iou'], atol=1e-6)
+    assert mean_iou(counts) == pytest.approx(float(case['miou']), abs=1e-6)
 
 
-def test_golden_curve(golden):
-    histogram = np.zeros((NUM_CLASSES, NUM_CLASSES - 1, len(CURVE) + 1), np.int64)
-    for i in golden['names']:
-        gt, keys, cams = (golden[f'{name}_{i}'] for name in ('gt', 'cam_keys', 'cam'))
-        histogram[:, keys] += score_histogram(gt, cams, CURVE, NUM_CLASSES)
-    np.testing.assert_allclose(mean_iou(curve_confusions(histogram)), golden['curve'], atol=1e-6)
+def test_the_curve_is_the_published_one(case):
+    histogram = np.zeros((VOC.num_classes, VOC.num_foreground, len(CURVE) + 1), np.int64)
+    for i in case['names']:
+        gt, present, cams = (case[f'{name}_{i}'] for name in ('gt', 'cam_keys', 'cam'))
+        histogram[:, present] += score_histogram(gt, cams, CURVE, VOC.num_classes)
+    np.testing.assert_allclose(mean_iou(curve_confusions(histogram)), case['curve'], atol=1e-6)
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -54,7 +52,7 @@ def test_curve_equals_thresholding_at_every_score(seed):
         np.testing.assert_array_equal(counts, confusion(gt, predicted, num_classes), err_msg=f'at {threshold}')
 
 
-def test_confusion_counts_by_hand():
+def test_confusion_counts_true_rows_and_predicted_columns_and_misses_last():
     gt = np.array([[0, 0, 1, 2, IGNORE]], np.uint8)
     predicted = np.array([[0, 1, 1, IGNORE, 2]], np.uint8)
     counts = confusion(gt, predicted, 3)
@@ -70,7 +68,7 @@ def test_labels_out_of_range_are_an_error(gt, predicted):
         confusion(np.full((2, 2), gt, np.uint8), np.full((2, 2), predicted, np.uint8), 3)
 
 
-def test_all_ignored_and_empty():
+def test_ignored_pixels_count_nowhere():
     gt = np.full((4, 5), IGNORE, np.uint8)
     assert confusion(gt, gt, 3).sum() == 0
     assert score_histogram(gt, np.ones((2, 4, 5), np.float32), CURVE, 3).sum() == 0

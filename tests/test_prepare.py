@@ -1,13 +1,13 @@
 """voc12/prepare.py: the lists and labels from a devkit made here, what it says is missing, and hostile annotations."""
 import numpy as np
 import pytest
+from helpers import assert_refused, run_main, tree_bytes
 from PIL import Image
 
 from data.labels import read_labels
 from data.lists import read_list
 from data.masks import save_mask
-from engine import cli
-from voc12 import prepare
+from voc12 import prepare as prepare_script
 from voc12.classes import VOC
 
 SPLITS = {'train': ['2007_000032', '2007_000039'], 'val': ['2007_000033'], 'test': ['2008_000006']}
@@ -44,26 +44,34 @@ def devkit(tmp_path):
     return root
 
 
-def run(devkit, *flags):
-    """Run prepare.py on the devkit into out/. Returns that folder."""
-    out = devkit.parent / 'out'
-    always = ['--voc12_root', str(devkit), '--out', str(out), '--num_workers', '0']
-    cli.run(prepare.main, prepare.get_args_parser(), [*always, *flags])
-    return out
+@pytest.fixture
+def out(tmp_path):
+    """The folder of the lists and labels, not made yet."""
+    return tmp_path / 'out'
 
 
-def fails(capsys, devkit, *words, flags=()):
-    """Run prepare.py and check that it ends with status 2 and one error line that has all the words."""
-    with pytest.raises(SystemExit) as exit_info:
-        run(devkit, *flags)
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
-    assert exit_info.value.code == 2 and len(error) == 1 and all(word in error[0] for word in words), error
+def argv(devkit, out):
+    """The command line of prepare.py."""
+    return '--voc12_root', devkit, '--out', out, '--num_workers', 0
 
 
-def test_lists(devkit, capsys):
-    out = run(devkit)
-    written = {path.name for path in out.iterdir()}
-    assert written == {'train.txt', 'val.txt', 'train_aug.txt', 'test.txt', 'cls_labels.npy'}
+def prepare(devkit, out, *flags):
+    """Run prepare.py on a devkit."""
+    run_main('voc12/prepare', *argv(devkit, out), *flags)
+
+
+def assert_prepare_refuses(capsys, devkit, out, *words, flags=()):
+    """Run prepare.py; its one error line must hold all the words."""
+    error = assert_refused(capsys, 'voc12/prepare', *argv(devkit, out), *flags)
+    for word in words:
+        assert word in error
+
+
+def test_lists_are_the_devkits_and_train_aug_adds_the_sbd_masks(devkit, out, capsys):
+    prepare(devkit, out)
+    for name in ('train.txt', 'val.txt', 'train_aug.txt', 'test.txt', 'cls_labels.npy'):
+        assert (out / name).is_file()
+    assert not list(out.glob('.*'))
     assert read_list(out / 'train_aug.txt') == sorted([*SPLITS['train'], EXTRA])
     for name, ids in SPLITS.items():
         assert read_list(out / f'{name}.txt') == ids
@@ -75,57 +83,64 @@ def test_lists(devkit, capsys):
     assert 'warning' not in said.err
 
 
-def test_full_counts_are_not_remarked_on(devkit, capsys, monkeypatch):
-    monkeypatch.setattr(prepare, 'VOC_COUNTS', {'train': 2, 'val': 1, 'train_aug': 3, 'test': 1})
-    run(devkit)
-    assert 'VOC 2012 has' not in capsys.readouterr().out
+def test_full_counts_are_not_remarked_on(devkit, out, capsys, monkeypatch):
+    monkeypatch.setattr(prepare_script, 'VOC_COUNTS', {'train': 2, 'val': 1, 'train_aug': 3, 'test': 1})
+    prepare_script.main(prepare_script.get_args_parser().parse_args([str(text) for text in argv(devkit, out)]))
+    said = capsys.readouterr().out
+    assert 'train_aug.txt: 3 ids\n' in said
+    assert 'VOC 2012 has' not in said
 
 
-def test_labels_count_every_object_and_no_part(devkit):
-    labels = read_labels(run(devkit) / 'cls_labels.npy', VOC.num_foreground)
+def test_labels_count_every_object_and_no_part(devkit, out):
+    prepare(devkit, out)
+    labels = read_labels(out / 'cls_labels.npy', VOC.num_foreground)
     assert set(labels) == set(OBJECTS)  # the test image has no annotation
     for i, names in OBJECTS.items():
         assert labels[i].dtype == np.float32
         assert {VOC.foreground[k] for k in np.flatnonzero(labels[i])} == set(names)
 
 
-def test_without_sbd_masks(devkit, capsys):
+def test_without_sbd_masks_train_aug_is_the_devkits_list_or_train(devkit, out, capsys):
     (devkit / 'SegmentationClassAug').rename(devkit / 'elsewhere')
-    out = run(devkit)
+    prepare(devkit, out)
     assert 'no SegmentationClassAug' in capsys.readouterr().err
     assert (out / 'train_aug.txt').read_text() == ''.join(f'{i}\n' for i in SPLITS['train'])  # ids only
     (devkit / 'ImageSets' / 'Segmentation' / 'trainaug.txt').write_text('\n'.join([*SPLITS['train'], EXTRA]))
-    assert read_list(run(devkit) / 'train_aug.txt') == [*SPLITS['train'], EXTRA]
+    prepare(devkit, out)
+    assert read_list(out / 'train_aug.txt') == [*SPLITS['train'], EXTRA]
 
 
-def test_what_is_missing_is_said(devkit, capsys):
+def test_what_is_missing_is_said(devkit, out, capsys):
     (devkit / 'JPEGImages' / '2007_000033.jpg').unlink()
     (devkit / 'Annotations' / f'{EXTRA}.xml').unlink()
     (devkit / 'ImageSets' / 'Segmentation' / 'test.txt').unlink()
-    out = run(devkit)
+    prepare(devkit, out)
     said = capsys.readouterr().err
     assert 'val: JPEGImages lacks 1 of 1 files, 2007_000033.jpg the first' in said
     assert f'train_aug: Annotations lacks 1 of 3 files, {EXTRA}.xml the first' in said
-    assert 'no test.txt written' in said and not (out / 'test.txt').exists()
+    assert 'no test.txt written' in said
+    assert not (out / 'test.txt').exists()
     assert EXTRA not in read_labels(out / 'cls_labels.npy', VOC.num_foreground)
 
 
-def test_runs_twice_to_the_same_bytes(devkit):
-    first = {path.name: path.read_bytes() for path in run(devkit).iterdir()}
-    assert first == {path.name: path.read_bytes() for path in run(devkit).iterdir()}
+def test_a_second_run_writes_the_same_bytes(devkit, out):
+    prepare(devkit, out)
+    first = tree_bytes(out)
+    prepare(devkit, out)
+    assert tree_bytes(out) == first
 
 
 # ---------------------------------------------------------------- mistakes
 
-def test_no_devkit(devkit, capsys):
-    fails(capsys, devkit / 'JPEGImages', '--voc12_root', 'no VOC devkit')
+def test_what_is_no_devkit_is_refused(devkit, out, capsys):
+    assert_prepare_refuses(capsys, devkit / 'JPEGImages', out, '--voc12_root', 'no VOC devkit')
     (devkit / 'ImageSets' / 'Segmentation' / 'val.txt').unlink()
-    fails(capsys, devkit, 'val.txt', 'not found')
+    assert_prepare_refuses(capsys, devkit, out, 'val.txt', 'not found')
 
 
-def test_train_and_val_overlap(devkit, capsys):
+def test_lists_that_share_images_are_refused(devkit, out, capsys):
     (devkit / 'ImageSets' / 'Segmentation' / 'val.txt').write_text('2007_000032\n')
-    fails(capsys, devkit, 'val.txt', 'shares 1 ids', '2007_000032')
+    assert_prepare_refuses(capsys, devkit, out, 'val.txt', 'shares 1 ids', '2007_000032')
 
 
 BOMB = ('<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]>'
@@ -137,27 +152,27 @@ READER = '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/hostname">]><annotation>&f
     (BOMB, 'DOCTYPE'), (READER, 'DOCTYPE'), (BOMB.encode('utf-16'), 'DOCTYPE'), (annotation(['unicorn']), "'unicorn'"),
     (annotation(['cat'])[:-5], 'cannot be read'), ('', 'cannot be read'),
     (b'<?xml version="1.0" encoding="rot13"?><a/>', 'cannot be read')])
-def test_annotations_that_are_refused(devkit, capsys, text, words):
+def test_hostile_and_damaged_annotations_are_refused(devkit, out, capsys, text, words):
     (devkit / 'Annotations' / '2007_000039.xml').write_bytes(text if isinstance(text, bytes) else text.encode())
-    fails(capsys, devkit, '2007_000039.xml', words)
-    assert not list((devkit.parent / 'out').iterdir())  # nothing half written
+    assert_prepare_refuses(capsys, devkit, out, '2007_000039.xml', words)
+    assert not list(out.iterdir())  # nothing half written
 
 
-def test_no_annotation_at_all(devkit, capsys):
+def test_a_devkit_without_annotations_is_refused(devkit, out, capsys):
     (devkit / 'Annotations').rename(devkit / 'elsewhere')
-    fails(capsys, devkit, 'Annotations', 'no annotation of any listed image')
+    assert_prepare_refuses(capsys, devkit, out, 'Annotations', 'no annotation of any listed image')
 
 
-def test_saliency_that_fits(devkit, capsys):
-    run(devkit, '--saliency_dir', str(devkit / 'SAL'))
+def test_saliency_maps_that_fit_are_counted(devkit, out, capsys):
+    prepare(devkit, out, '--saliency_dir', devkit / 'SAL')
     assert '3 saliency maps, all fit' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('picture, words', [
-    (Image.new('L', (10, 12), 200), 'is 10x12 pixels, its image 12x10'), (Image.new('RGB', (12, 10), (200, 0, 0)), 'mode RGB'),
-    (Image.new('L', (12, 10)), 'zero everywhere'), (Image.new('L', (12, 10), 1), 'values 0..1'),
-    (None, 'file not found')])
-def test_saliency_that_does_not(devkit, capsys, picture, words):
+    (Image.new('L', (10, 12), 200), 'is 10x12 pixels, its image 12x10'),
+    (Image.new('RGB', (12, 10), (200, 0, 0)), 'mode RGB'), (Image.new('L', (12, 10)), 'zero everywhere'),
+    (Image.new('L', (12, 10), 1), 'values 0..1'), (None, 'file not found')])
+def test_saliency_maps_that_do_not_fit_are_refused(devkit, out, capsys, picture, words):
     path = devkit / 'SAL' / '2007_000039.png'
     path.unlink() if picture is None else picture.save(path)
-    fails(capsys, devkit, '2007_000039.png', words, flags=('--saliency_dir', str(devkit / 'SAL')))
+    assert_prepare_refuses(capsys, devkit, out, '2007_000039.png', words, flags=('--saliency_dir', devkit / 'SAL'))

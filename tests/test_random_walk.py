@@ -1,16 +1,15 @@
 """tool/random_walk.py: the sparse walk is the published dense one; tool/pairs.cell_means."""
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import golden
 
 from reference.walk import dense_matrix, dense_walk
 from tool import pairs, random_walk
-
-GOLDEN = Path(__file__).parent / 'golden'
+from voc12.classes import VOC
 
 
 def random_affinity(height, width, seed=0):
@@ -18,28 +17,33 @@ def random_affinity(height, width, seed=0):
     return np.random.default_rng(seed).random((len(seconds), first.size), np.float32)
 
 
-def test_golden_matrix_and_walk():
-    golden = np.load(GOLDEN / 'resnet38_aff_120x160.npz')
-    height, width = (side // 8 for side in golden['x'].shape[2:])
-    matrix = random_walk.affinity_matrix(golden['aff'][0], height, width)
-    np.testing.assert_allclose(matrix.sum(1), golden['dense_row_sum'], rtol=1e-5)
-    walked = random_walk.walk(golden['cam'].reshape(-1, height, width), golden['aff'][0], beta=8, steps=64)
-    np.testing.assert_allclose(walked.reshape(golden['cam_rw'].shape), golden['cam_rw'], rtol=1e-4, atol=1e-5)
+@pytest.fixture(scope='module')
+def case():
+    """(affinities, CAMs (21, h, w), row sums of the matrix, walked CAMs) as published."""
+    published = golden('resnet38_aff_120x160.npz')
+    maps = (VOC.num_classes, *(side // 8 for side in published['x'].shape[2:]))
+    return (published['aff'][0], published['cam'].reshape(maps), published['dense_row_sum'],
+            published['cam_rw'].reshape(maps))
 
 
-def test_the_published_rendering_is_the_published_one():
-    golden = np.load(GOLDEN / 'resnet38_aff_120x160.npz')
-    height, width = (side // 8 for side in golden['x'].shape[2:])
-    dense = dense_matrix(golden['aff'][0], height, width)
-    np.testing.assert_allclose(dense.sum(1), golden['dense_row_sum'], rtol=1e-5)
-    walked = dense_walk(golden['cam'].reshape(-1, height, width), golden['aff'][0], beta=8, logt=6)
-    np.testing.assert_allclose(walked.reshape(golden['cam_rw'].shape), golden['cam_rw'], rtol=1e-4, atol=1e-5)
+def test_matrix_and_walk_are_the_published_ones(case):
+    affinity, cams, row_sums, expected = case
+    matrix = random_walk.affinity_matrix(affinity, *cams.shape[1:])
+    np.testing.assert_allclose(matrix.sum(1), row_sums, rtol=1e-5)
+    walked = random_walk.walk(cams, affinity, beta=8, steps=64)
+    np.testing.assert_allclose(walked, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rendering_in_reference_is_the_published_one(case):
+    affinity, cams, row_sums, expected = case
+    np.testing.assert_allclose(dense_matrix(affinity, *cams.shape[1:]).sum(1), row_sums, rtol=1e-5)
+    np.testing.assert_allclose(dense_walk(cams, affinity, beta=8, logt=6), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [(15, 20), (17, 11), (11, 11), (10, 23), (23, 10), (9, 9), (7, 30), (5, 5), (4, 6),
                                   (1, 3)])
 @pytest.mark.parametrize('beta, logt', [(8, 6), (1, 3), (2.5, 0)])
-def test_sparse_equals_dense(size, beta, logt):
+def test_the_sparse_walk_is_the_dense_one(size, beta, logt):
     affinity = random_affinity(*size)
     scores = np.random.default_rng(1).random((3, *size), np.float32)
     ours = random_walk.walk(scores, affinity, beta, 2 ** logt)

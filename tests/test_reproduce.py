@@ -1,145 +1,219 @@
-"""reproduce.py: the commands it prints are commands that exist; done steps are skipped; a failing one stops it with one line."""
-import importlib.util
+"""reproduce.py, demo.py, ablation.py: commands that exist; done steps are skipped; one that fails stops the chain."""
 import shlex
-import subprocess
-import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers import assert_refused, run_main, run_script, script
 
 import ablation
-import contrast_train
+import demo
+from engine import cli
 from engine.errors import UserError
 from engine.files import REPO
 from report import chain, pipeline
 from report.pipeline import Step
-from tool import recipes
+from report.presets import TOY
+from tool.recipes import RECIPES
 
-PATHS = chain.Paths(weights='w.params', out='runs/x', saliency_dir='SALImages', deeplab_weights='r101.pth')
-TOY = chain.Paths(weights='w.pth', out='runs/x', voc12_root='toy', lists='toy/lists')
-
-
-def reproduce(*words):
-    return subprocess.run([sys.executable, str(REPO / 'reproduce.py'), *map(str, words)], capture_output=True, text=True)
+PUBLISHED = chain.Paths(weights='w.params', out='runs/x', saliency_dir='SALImages', deeplab_weights='r101.pth')
+OWN_LISTS = chain.Paths(weights='w.pth', out='runs/x', voc12_root='toy', lists='toy/lists', saliency_dir='SALImages')
+TRAININGS = ('contrast_train', 'aff_train', 'segmentation_train')
+each_recipe = pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
 
 
 @cache
-def parser_of(script):
+def parser_of(path):
     """The argument parser of a script, which is loaded but not run."""
-    spec = importlib.util.spec_from_file_location(script.replace('/', '_').removesuffix('.py'), REPO / script)
-    module, path = importlib.util.module_from_spec(spec), sys.path[:]
-    spec.loader.exec_module(module)
-    sys.path[:] = path  # scripts in folders put the repository first
-    return module.get_args_parser()
+    return script(path.removesuffix('.py')).get_args_parser()
+
+
+def parsed(argv):
+    """A command line as its script understands it; a flag that the script lacks ends, and so fails, the test."""
+    path, *rest = map(str, argv)
+    return parser_of(path).parse_args(rest)
+
+
+def steps_of(recipe, paths, *args, **options):
+    """{name: step} of the chain."""
+    return {step.name: step for step in chain.chain(recipe, paths, *args, **options)}
+
+
+def value_of(argv, flag):
+    """The value of a flag on a command line."""
+    return argv[argv.index(flag) + 1]
 
 
 # ---------------------------------------------------------------- the chain
 
-@pytest.mark.parametrize('baseline', chain.BASELINES)
-@pytest.mark.parametrize('paths', [PATHS, TOY])
-def test_every_command_is_one_that_its_script_takes(baseline, paths):
-    for step in chain.chain(baseline, paths, shared=('--amp', 'bf16', '--seed', '1'), workers=2, device='cpu'):
-        script, *words = map(str, step.words + step.machine)
-        args = parser_of(script).parse_args(words)  # exits, and so fails, on a flag that the script lacks
+@each_recipe
+@pytest.mark.parametrize('paths', [PUBLISHED, OWN_LISTS], ids=['published', 'own lists'])
+def test_every_command_is_one_that_its_script_takes(recipe, paths):
+    for step in chain.chain(recipe, paths, shared=('--amp', 'bf16', '--seed', '1'), workers=2, device='cpu'):
+        args = parsed(step.argv + step.machine)
         assert args.num_workers == 2
-        assert getattr(args, 'amp', 'bf16') == 'bf16' and getattr(args, 'device', 'cpu') == 'cpu'
+        assert getattr(args, 'amp', 'bf16') == 'bf16'
+        assert getattr(args, 'device', 'cpu') == 'cpu'
+        if hasattr(args, 'baseline'):
+            kind = step.argv[0].removeprefix('contrast_').removesuffix('.py')
+            assert cli.chosen_recipe(args, kind).name == recipe.name  # raises where it has no use for a flag
 
 
-@pytest.mark.parametrize('masks_crf, seam_masks', [(True, 'runs/x/rw_crf'), (False, 'runs/x/rw')])
-def test_what_a_step_reads_was_written_by_a_step_it_names(masks_crf, seam_masks):
+@each_recipe
+@pytest.mark.parametrize('masks_crf', [True, False])
+def test_what_a_step_reads_was_written_by_a_step_it_names(recipe, masks_crf):
     """Every path under the run's folder that a command reads is an output of one of the steps in its `after`."""
-    paths = chain.Paths(weights='w.params', out='runs/x', masks_crf=masks_crf)
-    for baseline, masks in (('seam', seam_masks), ('eps', 'runs/x/crf')):
-        steps = {step.name: step for step in chain.chain(baseline, paths)}
-        for step in steps.values():
-            own = [pattern.removesuffix('.*') for pattern in step.makes]
-            made = [pattern.removesuffix('.*') for name in step.after for pattern in steps[name].makes]
-            for flag, word in zip(step.words, step.words[1:]):
-                if str(word).startswith('runs/x/') and flag not in ('--tblog_dir', '--logfile') and word not in own:
-                    assert any(word == path or word in (f'{path}.pth', f'{path}/4.00', f'{path}/24.00') for path in made), (step.name, word)
-        train = steps['segmentation_train'].words
-        assert train[train.index('--pseudo_gt') + 1] == masks == paths.masks(baseline)
-        lists = {step.words[i + 1]: step.words[step.words.index('--infer_list') + 1] for step in steps.values()
-                 for i, word in enumerate(step.words) if word in ('--out_rw', '--out_crf') and '--infer_list' in step.words}
-        assert lists[masks] == 'voc12/train_aug.txt'  # what DeepLab is trained on
+    steps = steps_of(recipe, replace(PUBLISHED, masks_crf=masks_crf))
+    for step in steps.values():
+        own = [pattern.removesuffix('.*') for pattern in step.makes]
+        made = [pattern.removesuffix('.*') for name in step.after for pattern in steps[name].makes]
+        readable = [f'{path}{tail}' for path in made for tail in ('', '.pth', '/4.00', '/24.00')]
+        for flag, text in zip(step.argv, step.argv[1:]):
+            if str(text).startswith('runs/x/') and flag not in ('--tblog_dir', '--logfile') and text not in own:
+                assert text in readable, (step.name, text)
+
+
+@pytest.mark.parametrize('baseline, masks_crf, masks', [
+    ('seam', True, 'runs/x/rw_crf'), ('seam', False, 'runs/x/rw'), ('cam', True, 'runs/x/rw_crf'),
+    ('eps', True, 'runs/x/crf'), ('eps', False, 'runs/x/crf'), ('eps_plain', True, 'runs/x/crf')])
+def test_deeplab_learns_from_the_pseudo_masks_of_train_aug(baseline, masks_crf, masks):
+    paths = replace(PUBLISHED, masks_crf=masks_crf)
+    steps = steps_of(RECIPES[baseline], paths)
+    assert paths.masks(RECIPES[baseline]) == masks
+    assert value_of(steps['segmentation_train'].argv, '--pseudo_gt') == masks
+    writers = [step for step in steps.values() if masks in step.makes]
+    assert [value_of(step.argv, '--infer_list') for step in writers] == ['voc12/train_aug.txt']
 
 
 def test_training_continues_and_lists_follow():
-    steps = {step.name: step.line for step in chain.chain('seam', TOY)}
-    for name in ('contrast_train', 'aff_train', 'segmentation_train'):
-        assert '--train_list toy/lists/train_aug.txt' in steps[name] and steps[name].endswith('--resume')
-    assert 'voc12/' not in ' '.join(steps.values()).replace('voc12/prepare.py', '')
-    assert not any('train_list' in step.line or 'cls_labels' in step.line for step in chain.chain('seam', PATHS))
+    lines = {name: step.line for name, step in steps_of(RECIPES['seam'], OWN_LISTS).items()}
+    for name in TRAININGS:
+        assert '--train_list toy/lists/train_aug.txt' in lines[name]
+        assert lines[name].endswith('--resume')
+    assert 'voc12/' not in ' '.join(lines.values()).replace('voc12/prepare.py', '')
+    for step in chain.chain(RECIPES['seam'], PUBLISHED):
+        assert '--train_list' not in step.argv
+        assert '--cls_labels' not in step.argv
 
 
-def test_extra_words_go_to_their_step():
-    steps = {step.name: step for step in chain.chain('seam', PATHS, {'aff_train': ['--crop_size', 96]})}
-    assert steps['aff_train'].words[-2:] == ('--crop_size', '96')
-    assert not any('--crop_size' in step.words for name, step in steps.items() if name != 'aff_train')
+def test_extra_arguments_go_to_their_step():
+    steps = steps_of(RECIPES['seam'], PUBLISHED, {'aff_train': ['--crop_size', 96]})
+    assert steps['aff_train'].argv[-2:] == ('--crop_size', '96')
+    assert [name for name, step in steps.items() if '--crop_size' in step.argv] == ['aff_train']
     with pytest.raises(UserError, match='no step'):
-        chain.chain('eps', PATHS, {'aff_train': ['--crop_size', 96]})
+        chain.chain(RECIPES['eps'], PUBLISHED, {'aff_train': ['--crop_size', 96]})
 
 
 @pytest.mark.parametrize('baseline, published', [('seam', 61.5), ('eps', 70.5)])
 def test_rows_name_what_the_steps_leave(baseline, published):
-    steps = {step.name: step for step in chain.chain(baseline, PATHS)}
-    logs = {f'{word}.json' for step in steps.values() for flag, word in zip(step.words, step.words[1:]) if flag == '--logfile'}
-    rows = chain.rows(baseline, PATHS)
-    assert {row['scores'] for row in rows} == logs - {PATHS.scores('eval_seeds_val')} | {PATHS.scores('segmentation_test')} \
-        | {PATHS.scores('eval_seeds_val')}
+    rows = chain.rows(RECIPES[baseline], PUBLISHED)
+    steps = chain.chain(RECIPES[baseline], PUBLISHED)
+    left = {f'{value_of(step.argv, "--logfile")}.json' for step in steps if '--logfile' in step.argv}
+    assert {row['scores'] for row in rows} == left | {PUBLISHED.scores('segmentation_test')}
     assert [row['published'] for row in rows if row['published']] == [published]
-    assert [row['oracle'] for row in rows].count(True) == 1 and rows[0]['oracle'] and rows[0]['entry'] == 'best'
+    assert [row['oracle'] for row in rows].count(True) == 1
+    assert rows[0]['oracle']
+    assert rows[0]['entry'] == 'best'
 
+
+# ---------------------------------------------------------------- the README
 
 def readme_commands():
-    """The word lists of the README's commands: `python …`, indented, comments left out."""
+    """The README's commands as lists of arguments: `python …`, indented, comments left out."""
     text = (REPO / 'README.md').read_text(encoding='utf-8').replace('\\\n', ' ')
     return [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith('    python ')]
 
 
 def test_readme_commands_are_ones_that_their_scripts_take():
     commands = readme_commands()
-    assert len({words[0] for words in commands}) > 8
-    for script, *words in commands:
-        path = script if (REPO / script).exists() else f'segmentation/experiment/{script}'
-        parser_of(path).parse_args(words)
+    assert len({path for path, *_ in commands}) > 8
+    for path, *rest in commands:
+        parsed([path if (REPO / path).exists() else f'segmentation/experiment/{path}', *rest])
 
 
-@pytest.mark.parametrize('baseline', chain.BASELINES)
-def test_chain_runs_the_commands_of_the_readme(baseline):
+@pytest.mark.parametrize('baseline', ['seam', 'eps'])
+def test_the_chain_runs_the_commands_of_the_readme(baseline):
     """Every README command on the run's folder is a line of the chain, which may add flags to it."""
-    paths = chain.Paths(weights='ilsvrc-cls_rna-a1_cls1000_ep-0001.params', out=f'runs/{baseline}', saliency_dir='SALImages')
-    lines = [set(step.words) for step in chain.chain(baseline, paths)]
-    shared = [words for words in readme_commands() if (REPO / words[0]).exists() and any(f'runs/{baseline}/' in word for word in words)]
+    paths = chain.Paths(weights='ilsvrc-cls_rna-a1_cls1000_ep-0001.params', out=f'runs/{baseline}',
+                        saliency_dir='SALImages')
+    lines = [set(step.argv) for step in chain.chain(RECIPES[baseline], paths)]
+    shared = [argv for argv in readme_commands()
+              if (REPO / argv[0]).exists() and any(f'runs/{baseline}/' in text for text in argv)]
     assert shared
-    for words in shared:
+    for argv in shared:
         free = {'--batch_size', '8'}  # the default, spelt out in the README because it matters
-        if '--comment' in words:
-            free |= {'--comment', words[words.index('--comment') + 1]}
-        assert any(set(words) - free <= line for line in lines), shlex.join(words)
+        if '--comment' in argv:
+            free |= {'--comment', value_of(argv, '--comment')}
+        assert any(set(argv) - free <= line for line in lines), shlex.join(argv)
+
+
+# ---------------------------------------------------------------- demo.py
+
+@each_recipe
+def test_every_command_of_the_demo_is_one_that_its_script_takes(recipe):
+    steps = demo.toy_steps(recipe, demo.toy_paths('runs/x', recipe), seed=3)
+    for step in steps:
+        args = parsed(step.argv)
+        if step.argv[0] in chain.NETWORK_SCRIPTS:
+            assert (args.seed, args.amp) == (3, 'bf16')
+    args = {step.name: parsed(step.argv) for step in steps}
+    cli.chosen_recipe(args['contrast_train'], 'train')  # raises where the baseline has no use for a flag
+    cli.chosen_recipe(args['contrast_infer'], 'infer')
+    assert args['toy'].train == TOY.images['train']
+    for name in ('contrast_infer', 'contrast_infer_val'):
+        assert args[name].out_cam_pred_alpha == args['eval_seeds'].t == TOY.background[recipe.name]
+
+
+def test_the_rows_of_the_demo_name_what_its_steps_leave_and_no_published_figure():
+    paths = demo.toy_paths('runs/x', RECIPES['seam'])
+    steps = demo.toy_steps(RECIPES['seam'], paths, seed=0)
+    rows = demo.describe(RECIPES['seam'], paths, steps)['rows']
+    left = {f'{value_of(step.argv, "--logfile")}.json' for step in steps if '--logfile' in step.argv}
+    assert {row['scores'] for row in rows} == left | {'runs/x/segmentation_val/scores.json'}
+    assert {row['published'] for row in rows} == {None}
+
+
+def test_the_demos_dry_run_prints_the_commands_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # the demo goes to the repository's folder: the test goes back
+    run_main('demo', '--out', tmp_path / 'run', '--dry_run')
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('    python ')]
+    assert shlex.split(lines[0])[1:4] == ['toy/make.py', '--out', f'{tmp_path}/run/VOC2012']
+    assert not (tmp_path / 'run').exists()
 
 
 # ---------------------------------------------------------------- ablation.py
 
+SEAM = {'cls', 'rvmin', 'er', 'ecr'}
+CONTRAST = {'cross_prototype', 'cross_cam', 'intra'}
+ROW_TERMS = {
+    'plain CAM': {'cls'}, 'SEAM': SEAM, '+ cross-prototype': SEAM | {'cross_prototype'},
+    '+ cross-CAM': SEAM | {'cross_prototype', 'cross_cam'}, '+ intra-view (full PPC)': SEAM | CONTRAST,
+    'full PPC, momentum 5e-4 (published)': SEAM | CONTRAST, 'EPS': {'cls', 'saliency'},
+    'EPS + PPC': SEAM | CONTRAST | {'saliency', 'saliency_rv'}}
+
+
 @pytest.mark.parametrize('row', ablation.ROWS)
 def test_every_row_is_three_commands_that_go_together(row):
-    steps = ablation.row_steps(Path('out'), row, 1)
-    parsed = []
-    for step in steps:
-        script, *words = map(str, step.words)
-        parsed.append(parser_of(script).parse_args(words))
-    train, infer, score = parsed
-    recipes.check(train, contrast_train.DEFAULTS)  # raises where a flag does not belong to the baseline
-    assert (train.baseline, train.network) == (infer.baseline, infer.network) and train.seed == 1
+    train, infer, score = (parsed(step.argv) for step in ablation.row_steps(Path('out'), row, 1))
+    cli.chosen_recipe(train, 'train')  # fills in what the baseline decides; raises where a flag does not belong to it
+    cli.chosen_recipe(infer, 'infer')
+    assert train.baseline == infer.baseline == ablation.ROWS[row].recipe.name
+    assert train.network == infer.network
+    assert train.seed == 1
     assert infer.out_cam_pred_alpha == score.t
-    on = {name for name in contrast_train.TERMS if getattr(train, f'w_{name}')}
-    terms = {'plain CAM': {'cls'}, 'SEAM': {'cls', 'rvmin', 'er', 'ecr'}, 'EPS': {'cls', 'saliency'},
-             'EPS + PPC': set(contrast_train.TERMS)}
-    assert on == terms.get(row, on)
 
 
-def test_ablation_table_has_medians_and_the_range():
+@pytest.mark.parametrize('row', ROW_TERMS)
+def test_a_row_trains_with_its_terms(row):
+    train = parsed(ablation.row_steps(Path('out'), row, 0)[0].argv)
+    recipe = cli.chosen_recipe(train, 'train')
+    for name in set().union(*ROW_TERMS.values()):
+        assert bool(recipe.weights.get(name)) == (name in ROW_TERMS[row]), name
+    assert train.momentum == (5e-4 if 'published' in row else 0.9)
+
+
+def test_the_table_has_medians_and_the_range():
     scores = {('SEAM', seed): (miou, 0.41, miou - 1, 0.40) for seed, miou in enumerate((60., 62., 50.))}
     text = ablation.table(scores, ['SEAM'], 3)
     assert text.splitlines()[2] == '| SEAM | 60.0 | 50.0 to 62.0 | 0.41 | 59.0 | 0.40 |'
@@ -147,99 +221,129 @@ def test_ablation_table_has_medians_and_the_range():
 
 # ---------------------------------------------------------------- reproduce.py
 
-def test_dry_run_prints_the_commands_a_person_types(tmp_path):
-    result = reproduce('--weights', 'w.params', '--voc12_root', 'VOC2012', '--out', tmp_path / 'run', '--dry_run')
-    assert result.returncode == 0, result.stderr
-    lines = [line.strip() for line in result.stdout.splitlines() if line.startswith('    ')]
-    assert all(line.startswith('python ') and (REPO / shlex.split(line)[1]).is_file() for line in lines)
-    scripts = [shlex.split(line)[1] for line in lines]
-    order = ['voc12/prepare.py', 'contrast_train.py', 'contrast_infer.py', 'eval.py', 'aff_prepare.py', 'aff_train.py', 'aff_infer.py',
-             'segmentation/experiment/train.py', 'segmentation/experiment/test.py']
-    assert list(dict.fromkeys(scripts)) == order
+def dry_run(capsys, *argv):
+    """The commands that reproduce.py --dry_run prints."""
+    capsys.readouterr()
+    run_main('reproduce', *argv, '--dry_run')
+    return [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith('    ')]
+
+
+def test_a_dry_run_prints_the_commands_a_person_types(tmp_path, capsys):
+    lines = dry_run(capsys, '--weights', 'w.params', '--voc12_root', 'VOC2012', '--out', tmp_path / 'run')
+    typed = [shlex.split(line) for line in lines]
+    for program, path, *_ in typed:
+        assert program == 'python'
+        assert (REPO / path).is_file()
+    assert list(dict.fromkeys(path for _, path, *_ in typed)) == [
+        'voc12/prepare.py', 'contrast_train.py', 'contrast_infer.py', 'eval.py', 'aff_prepare.py', 'aff_train.py',
+        'aff_infer.py', 'segmentation/experiment/train.py', 'segmentation/experiment/test.py']
     assert not (tmp_path / 'run').exists()
 
 
-def test_dry_run_of_eps_has_no_second_step(tmp_path):
-    result = reproduce('--weights', 'w', '--baseline', 'eps', '--saliency_dir', 'S', '--deeplab_weights', 'r', '--dry_run')
-    assert 'aff_' not in result.stdout and '--baseline eps' in result.stdout and 'EPS_deeplabv2_resnet101' in result.stdout
+def test_a_dry_run_of_eps_has_no_second_step(capsys):
+    text = '\n'.join(dry_run(capsys, '--weights', 'w', '--baseline', 'eps', '--saliency_dir', 'S',
+                             '--deeplab_weights', 'r'))
+    assert 'aff_' not in text
+    assert '--baseline eps' in text
+    assert 'EPS_deeplabv2_resnet101' in text
 
 
-def test_added_words_and_shared_flags():
-    result = reproduce('--weights', 'w', '--dry_run', '--add', 'aff_infer --beta 4 --logt 3', '--amp', 'bf16', '--seed', 2)
-    walks = [line for line in result.stdout.splitlines() if 'aff_infer.py' in line]
-    assert [('--beta 4 --logt 3' in line, '--amp bf16 --seed 2' in line) for line in walks] == [(True, True)] + [(False, True)] * 3
+def test_added_arguments_go_to_one_step_and_shared_flags_to_all(capsys):
+    lines = dry_run(capsys, '--weights', 'w', '--add', 'aff_infer --beta 4 --logt 3', '--amp', 'bf16', '--seed', 2)
+    walks = [line for line in lines if 'aff_infer.py' in line]
+    assert ['--beta 4 --logt 3' in line for line in walks] == [True, False, False, False]
+    assert ['--amp bf16 --seed 2' in line for line in walks] == [True] * 4
 
 
-def folder(path):
-    (path / 'JPEGImages').mkdir(parents=True)
-    return path
+@pytest.fixture
+def devkit(tmp_path):
+    """What reproduce.py takes for a devkit, without any image."""
+    (tmp_path / 'VOC2012' / 'JPEGImages').mkdir(parents=True)
+    return tmp_path / 'VOC2012'
 
 
-@pytest.mark.parametrize('words, message', [
+@pytest.mark.parametrize('argv, message', [
     (['--voc12_root', 'nowhere', '--weights', __file__], 'error: --voc12_root: nowhere is no VOC devkit'),
     (['--weights', 'nowhere.params'], 'error: --weights: nowhere.params does not exist'),
     (['--weights', __file__, '--baseline', 'eps'], 'error: --deeplab_weights: is needed for --baseline eps'),
-    (['--weights', __file__, '--saliency_dir', '.'], 'error: --saliency_dir: SEAM uses no saliency maps'),
+    (['--weights', __file__, '--saliency_dir', '.'], 'error: --saliency_dir: --baseline seam uses no saliency maps'),
     (['--weights', __file__, '--add', 'nothing --x'], 'error: nothing: is no step of the chain'),
     (['--weights', __file__, '--from', 'nothing'], 'error: --from: there is no step nothing'),
 ])
-def test_mistakes_give_one_line(tmp_path, words, message):
-    root = [] if '--voc12_root' in words else ['--voc12_root', folder(tmp_path / 'VOC2012')]
-    result = reproduce(*root, *words, '--out', tmp_path / 'run')
-    assert result.returncode == 2 and result.stderr.startswith(message) and result.stderr.count('\n') == 1
-    assert result.stdout == ''
+def test_mistakes_are_refused_before_anything_is_done(capsys, tmp_path, devkit, argv, message):
+    error = assert_refused(capsys, 'reproduce', '--voc12_root', devkit, *argv, '--out', tmp_path / 'run')
+    assert error.startswith(message)
+    assert not (tmp_path / 'run').exists()
 
 
-def test_a_step_that_fails_stops_the_chain(tmp_path):
+def test_a_mistake_gives_one_line_and_nothing_else(tmp_path, devkit):
+    done = run_script('reproduce', '--voc12_root', devkit, '--weights', __file__, '--from', 'nothing',
+                      '--out', tmp_path / 'run')
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: --from: there is no step nothing')
+    assert done.stderr.count('\n') == 1
+    assert done.stdout == ''
+
+
+@pytest.mark.long
+def test_a_step_that_fails_stops_the_chain(tmp_path, devkit):
     """The first step finds no devkit: its own line, then the runner's; no later step is begun, no page is made."""
-    root, run = folder(tmp_path / 'VOC2012'), tmp_path / 'run'
-    result = reproduce('--voc12_root', root, '--weights', __file__, '--lists', tmp_path / 'lists', '--out', run)
-    assert result.returncode == 2
-    first, second = result.stderr.splitlines()
-    assert first.startswith('error: --voc12_root') and second.startswith('error: prepare: ended with exit code 2; see above')
-    assert '[2/' not in result.stdout and not (run / 'report.html').exists()
+    run = tmp_path / 'run'
+    done = run_script('reproduce', '--voc12_root', devkit, '--weights', __file__, '--lists', tmp_path / 'lists',
+                      '--out', run)
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith('error: --voc12_root')
+    assert second.startswith('error: prepare: ended with exit code 2; see above')
+    assert '[2/' not in done.stdout
+    assert not (run / 'report.html').exists()
 
 
 # ---------------------------------------------------------------- the runner
 
-def note(path, text, name='a', **kwargs):
+def note(path, text, name='a', **options):
     """A step that appends a line to a file."""
-    return Step(name, ('-c', f'open({str(path)!r}, "a").write({text!r} + "\\n")'), makes=(str(path),), **kwargs)
+    return Step(name, ('-c', f'open({str(path)!r}, "a").write({text!r} + "\\n")'), makes=(str(path),), **options)
+
+
+def two_steps(folder, text='x'):
+    """Two steps, `a` and `b`; the second reads from the first."""
+    return [note(folder / 'a', text), note(folder / 'b', 'y', 'b', after=('a',))]
 
 
 def test_done_steps_are_skipped(tmp_path, capsys):
-    steps = [note(tmp_path / 'a', 'x'), note(tmp_path / 'b', 'y', 'b', after=('a',))]
-    first = pipeline.run_steps(steps, tmp_path / 'log')
-    assert pipeline.run_steps(steps, tmp_path / 'log') == first and set(first) == {'a', 'b'}
-    assert (tmp_path / 'a').read_text() == 'x\n' and (tmp_path / 'b').read_text() == 'y\n'
+    first = pipeline.run_steps(two_steps(tmp_path), tmp_path / 'log')
+    assert list(first) == ['a', 'b']
+    assert pipeline.run_steps(two_steps(tmp_path), tmp_path / 'log') == first
+    assert (tmp_path / 'a').read_text() == 'x\n'
+    assert (tmp_path / 'b').read_text() == 'y\n'
     assert capsys.readouterr().out.count('done already') == 2
 
 
 def test_output_of_another_command_is_not_taken_for_this_ones(tmp_path):
-    """Scripts skip files that exist: a changed command, or a changed command upstream, must not go on with the old ones."""
-    def steps(word):
-        return [note(tmp_path / 'a', word), note(tmp_path / 'b', 'y', 'b', after=('a',))]
-    pipeline.run_steps(steps('x'), tmp_path / 'log')
+    """Scripts skip files that exist: a command that changed, or one upstream, must not go on with the old ones."""
+    pipeline.run_steps(two_steps(tmp_path, 'x'), tmp_path / 'log')
     with pytest.raises(UserError, match='another command than a now is.*--from a'):
-        pipeline.run_steps(steps('z'), tmp_path / 'log')
+        pipeline.run_steps(two_steps(tmp_path, 'z'), tmp_path / 'log')
     assert (tmp_path / 'a').read_text() == 'x\n'
-    pipeline.run_steps(steps('z'), tmp_path / 'log', start='a')
-    assert (tmp_path / 'a').read_text() == 'z\n' and (tmp_path / 'b').read_text() == 'y\n'
+    pipeline.run_steps(two_steps(tmp_path, 'z'), tmp_path / 'log', start='a')
+    assert (tmp_path / 'a').read_text() == 'z\n'
+    assert (tmp_path / 'b').read_text() == 'y\n'
     (tmp_path / 'b').unlink()
-    pipeline.run_steps(steps('new')[1:], tmp_path / 'other')  # nothing was left: a command may change
+    pipeline.run_steps(two_steps(tmp_path, 'new')[1:], tmp_path / 'other')  # nothing was left: a command may change
     assert (tmp_path / 'b').read_text() == 'y\n'
 
 
 def test_from_takes_earlier_steps_as_done(tmp_path):
-    steps = [note(tmp_path / 'a', 'x'), note(tmp_path / 'b', 'y', 'b', after=('a',))]
-    pipeline.run_steps(steps, tmp_path / 'log', start='b')
-    assert not (tmp_path / 'a').exists() and (tmp_path / 'b').exists()
+    pipeline.run_steps(two_steps(tmp_path), tmp_path / 'log', start='b')
+    assert not (tmp_path / 'a').exists()
+    assert (tmp_path / 'b').exists()
 
 
 def test_workers_and_device_do_not_undo_a_step(tmp_path):
     step = note(tmp_path / 'a', 'x')
     pipeline.run_steps([step], tmp_path / 'log')
-    pipeline.run_steps([Step(step.name, step.words, machine=('--num_workers', '3'), makes=step.makes)], tmp_path / 'log')
+    pipeline.run_steps([replace(step, machine=('--num_workers', '3'))], tmp_path / 'log')
     assert (tmp_path / 'a').read_text() == 'x\n'
 
 
@@ -256,6 +360,7 @@ def test_a_failed_step_is_begun_again(tmp_path):
 
 
 def test_quiet_keeps_messages_in_the_log(tmp_path, capfd):
-    pipeline.run_steps([Step('a', ('-c', 'import sys; print("one"); print("two", file=sys.stderr)'))], tmp_path, quiet=True)
+    step = Step('a', ('-c', 'import sys; print("one"); print("two", file=sys.stderr)'))
+    pipeline.run_steps([step], tmp_path, quiet=True)
     assert capfd.readouterr() == ('', '')
-    assert {'one', 'two'} < set(Path(tmp_path / 'a.log').read_text().splitlines())
+    assert {'one', 'two'} < set((tmp_path / 'a.log').read_text().splitlines())

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,23 +15,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_refused, filled, run_main, script, tree_bytes
 from PIL import Image
 
+from data.lists import save_list
 from data.masks import read_mask, save_mask
-from data.segmentation import Augmentation, ScaledImages, normalise, shift_hsv
-from engine import files
+from data.segmentation import Augmentation, ScaledImages, shift_hsv
+from data.transforms import normalise
+from engine.crf_workers import refine_segmentation
 from engine.errors import UserError
+from engine.files import REPO
 from engine.loss_log import read_loss_log
 from network import deeplab
 from network.resnet38d import ResNet38
-from segmentation import inference, predictions, preflight, server_archive
+from segmentation import inference, preflight, server_archive
 from segmentation.experiment import config as configs
-from segmentation.experiment import test as test_script
-from segmentation.experiment import train as train_script
+from segmentation.losses import segmentation_loss
 from tool import crf, metrics
 from tool.metrics import IGNORE
 from voc12.classes import VOC
 
+TRAIN, TEST = 'segmentation/experiment/train', 'segmentation/experiment/test'
 IDS = [f'image_{i}' for i in range(6)]
 SIZE = (40, 56)  # H, W
 WIDTH = 1 / 32  # of the ResNet-38: every layer is there, and a step takes milliseconds
@@ -53,34 +58,31 @@ def data(tmp_path_factory):
         save_mask(root / f'VOC2012/SegmentationClass/{name}.png', mask, VOC.palette)
         mask[20:] = 0  # a pseudo mask is not quite right
         save_mask(root / f'masks/{name}.png', mask, VOC.palette)
-    (root / 'list.txt').write_text('\n'.join(IDS))
+    save_list(root / 'list.txt', IDS)
     torch.manual_seed(0)
     torch.save(ResNet38(WIDTH).state_dict(), root / 'backbone.pth')
-    net = deeplab.build('deeplabv1_resnet38', VOC.num_classes, width=WIDTH)
+    net = filled(deeplab.build, 'deeplabv1_resnet38', VOC.num_classes, width=WIDTH)
+    with torch.no_grad():  # else every pixel shows the same class: let those of the masks compete on equal terms
+        net.cls_conv.bias -= net(torch.from_numpy(normalise(image)).permute(2, 0, 1)[None]).mean((0, 2, 3))
+        net.cls_conv.bias[len(IDS) + 1:] -= 10
     torch.save(net.state_dict(), root / 'deeplab.pth')
     return root
 
 
-def train_words(data, session, **more):
-    """The command line of a short training run on `data`."""
-    words = {'voc12_root': data / 'VOC2012', 'train_list': data / 'list.txt', 'pseudo_gt': data / 'masks',
+def train_argv(data, session, **flags):
+    """The command line of a short training run on `data`; `flags` replace or add."""
+    flags = {'voc12_root': data / 'VOC2012', 'train_list': data / 'list.txt', 'pseudo_gt': data / 'masks',
              'weights': data / 'backbone.pth', 'session_name': session, 'tblog_dir': f'{session}_tb', 'num_workers': 0,
              'device': 'cpu', 'TRAIN_BATCHES': 2, 'TRAIN_ITERATION': 12, 'DATA_RANDOMCROP': 41, 'save_every': 2,
-             'log_every': 1, 'picture_every': 0, **more}
-    return [text for key, value in words.items() for text in (f'--{key}', str(value))]
+             'log_every': 1, 'picture_every': 0, **flags}
+    return [text for name, value in flags.items() for text in (f'--{name}', value)]
 
 
-def run_train(data, session, **more):
-    train_script.main(train_script.get_args_parser().parse_args(train_words(data, session, **more)))
-
-
-def run_test(data, **more):
-    """Run test.py in this process on `data`."""
-    words = {'voc12_root': data / 'VOC2012', 'infer_list': data / 'list.txt', 'weights': data / 'deeplab.pth',
-             'num_workers': 0, 'device': 'cpu', **more}
-    scales = ['--TEST_MULTISCALE', '0.5', '1', '1.5']
-    words = [text for key, value in words.items() for text in (f'--{key}', str(value))]
-    test_script.main(test_script.get_args_parser().parse_args(words + scales))
+def infer_argv(data, out_dir, **flags):
+    """The command line of test.py on `data`; `flags` replace or add."""
+    flags = {'voc12_root': data / 'VOC2012', 'infer_list': data / 'list.txt', 'weights': data / 'deeplab.pth',
+             'num_workers': 0, 'device': 'cpu', 'out_dir': out_dir, **flags}
+    return ['--TEST_MULTISCALE', 0.5, 1, 1.5, *(text for name, value in flags.items() for text in (f'--{name}', value))]
 
 
 # ---------------------------------------------------------------- augmentation and loss
@@ -95,11 +97,12 @@ def test_augmentation_without_chance_is_normalisation():
     np.testing.assert_allclose(out.permute(1, 2, 0)[box], normalise(image)[:, ::-1])
     outside = np.ones((60, 60), bool)
     outside[box] = False
-    assert (labels.numpy()[outside] == IGNORE).all() and (out.numpy()[:, outside] == 0).all()
+    assert (labels.numpy()[outside] == IGNORE).all()
+    assert (out.numpy()[:, outside] == 0).all()
 
 
 def test_augmentation_keeps_image_and_mask_together():
-    # The image shows its own labels: wherever a label survives, the pixel must have that label's grey.
+    """The image shows its own labels: wherever a label survives, the pixel must have that label's grey."""
     values = np.arange(0, 240, 20, dtype=np.uint8)
     mask = np.repeat(np.repeat(values.reshape(3, 4), 30, 0), 30, 1)
     image = np.repeat(mask[..., None], 3, 2)
@@ -117,7 +120,7 @@ def test_augmentation_keeps_image_and_mask_together():
     assert torch.equal(augment(image, mask)[0], out)
 
 
-def test_hsv_jitter():
+def test_hue_goes_round_its_circle_saturation_and_value_are_clipped():
     red = np.full((2, 2, 3), (255, 0, 0), np.uint8)
     np.testing.assert_array_equal(shift_hsv(red, (60, 0, 0)), np.full_like(red, (0, 255, 0)))
     np.testing.assert_array_equal(shift_hsv(red, (-60, 0, 0)), np.full_like(red, (0, 0, 255)))  # round the circle
@@ -128,41 +131,49 @@ def test_hsv_jitter():
 def test_loss_is_the_mean_over_labelled_pixels():
     logits, mask = torch.randn(2, VOC.num_classes, 5, 6), torch.randint(0, VOC.num_classes, (2, 5, 6))
     mask[0] = IGNORE
-    torch.testing.assert_close(train_script.segmentation_loss(logits, mask), F.cross_entropy(logits[1:], mask[1:]))
+    torch.testing.assert_close(segmentation_loss(logits, mask), F.cross_entropy(logits[1:], mask[1:]))
     mask[:] = IGNORE
-    assert train_script.segmentation_loss(logits, mask) == 0  # a batch without labels is no NaN
+    assert segmentation_loss(logits, mask) == 0  # a batch without labels is no NaN
 
 
 # ---------------------------------------------------------------- settings
 
-def test_experiments_have_the_published_settings():
-    assert {name: config.network for name, config in configs.EXPERIMENTS.items()} == {
-        'SEAM_deeplabv1_resnet38': 'deeplabv1_resnet38', 'EPS_deeplabv1_resnet101': 'deeplabv1_resnet101',
-        'EPS_deeplabv2_resnet101': 'deeplabv2_resnet101'}
-    config = configs.EXPERIMENTS['EPS_deeplabv2_resnet101']
+@pytest.mark.parametrize('name, network', [
+    ('SEAM_deeplabv1_resnet38', 'deeplabv1_resnet38'), ('EPS_deeplabv1_resnet101', 'deeplabv1_resnet101'),
+    ('EPS_deeplabv2_resnet101', 'deeplabv2_resnet101')])
+def test_experiments_have_the_published_settings(name, network):
+    config = configs.EXPERIMENTS[name]
+    assert config.network == network
     assert (config.TRAIN_ITERATION, config.TRAIN_BATCHES) == (20000, 10)
     assert (config.TRAIN_LR, config.TRAIN_POWER) == (0.001, 0.9)
     assert (config.TRAIN_MOMENTUM, config.TRAIN_WEIGHT_DECAY, config.TRAIN_BN_MOM) == (0.9, 5e-4, 3e-4)
     assert (config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE, config.DATA_RANDOM_H) == (448, (0.5, 1.5), 10)
-    assert config.TEST_MULTISCALE == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75) and config.TEST_FLIP
+    assert config.TEST_MULTISCALE == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert config.TEST_FLIP
 
 
-def test_every_field_is_a_flag():
-    values = {str: 'text', int: 7, float: 0.25, tuple: (0.25, 0.75), bool: False}
-    for field in dataclasses.fields(configs.Config):
-        for name in field.metadata['scripts']:
-            script = {'train': train_script, 'test': test_script}[name]
-            value = values[field.type]
-            words = list(map(str, value)) if field.type is tuple else [str(value)]
-            args = script.get_args_parser().parse_args([f'--{field.name}', *words])
-            assert getattr(configs.effective(args), field.name) == value
+VALUES = {str: 'text', int: 7, float: 0.25, tuple: (0.25, 0.75), bool: False}  # of a flag, by the type of its field
+
+
+@pytest.mark.parametrize('field', dataclasses.fields(configs.Config), ids=lambda field: field.name)
+def test_every_field_is_a_flag(field):
+    value = VALUES[field.type]
+    for name in field.metadata['scripts']:
+        argv = [f'--{field.name}', *map(str, value if field.type is tuple else [value])]
+        args = script(f'segmentation/experiment/{name}').get_args_parser().parse_args(argv)
+        assert getattr(configs.effective(args), field.name) == value
+
+
+def test_scales_in_the_wrong_order_are_refused():
+    args = script(TRAIN).get_args_parser().parse_args(['--DATA_RANDOMSCALE', '1.5', '0.5'])
     with pytest.raises(UserError, match='--DATA_RANDOMSCALE'):
-        configs.effective(train_script.get_args_parser().parse_args(['--DATA_RANDOMSCALE', '1.5', '0.5']))
+        configs.effective(args)
 
 
 # ---------------------------------------------------------------- pre-flight check
 
 def check_masks(data, mask_dir):
+    """The pre-flight summary of a folder of pseudo masks."""
     devkit = data / 'VOC2012'
     return preflight.check(IDS, devkit / 'JPEGImages', mask_dir, devkit / 'SegmentationClass', VOC, workers=0)
 
@@ -175,23 +186,29 @@ def masks(data, tmp_path):
     return tmp_path
 
 
-def test_preflight_counts(data):
+def test_preflight_counts_labels_and_scores_the_masks(data):
     summary = check_masks(data, data / 'masks')
-    assert summary.masks == summary.scored == len(IDS) and summary.empty == 0
+    assert summary.masks == summary.scored == len(IDS)
+    assert summary.empty == 0
     assert summary.ignored == pytest.approx(1 / SIZE[0])
     labelled = (SIZE[0] - 1) * SIZE[1]
     assert summary.histogram[1:7] == pytest.approx([12 * 30 / labelled / 6] * 6)
     assert summary.histogram.sum() == pytest.approx(1)
-    hits, lost = np.array([12 * 30, 10 * 30])
+    hits, lost = 12 * 30, 10 * 30  # pixels of an object that its pseudo mask has and lacks
     background = 6 * labelled - 6 * (hits + lost)
     expected = (background / (background + 6 * lost) + 6 * hits / (hits + lost)) / VOC.num_classes
     assert metrics.mean_iou(summary.counts) == pytest.approx(100 * expected)
-    assert 'diningtable 0.00' in summary.text(VOC.names) and 'warning' not in summary.text(VOC.names)
-    truth = check_masks(data, data / 'VOC2012/SegmentationClass')
-    assert 'warning: these are the ground truth' in truth.text(VOC.names)
+    assert 'diningtable 0.00' in summary.text(VOC.names)
+
+
+def test_preflight_warns_of_ground_truth_in_place_of_pseudo_masks(data):
+    warning = 'warning: these are the ground truth'
+    assert warning not in check_masks(data, data / 'masks').text(VOC.names)
+    assert warning in check_masks(data, data / 'VOC2012/SegmentationClass').text(VOC.names)
 
 
 def in_rgb(path):
+    """A spoiler: rewrite a mask in colours."""
     Image.open(path).convert('RGB').save(path)
 
 
@@ -230,32 +247,47 @@ def test_preflight_refuses_masks_not_worth_training_on(data, masks, change, mess
 # ---------------------------------------------------------------- training
 
 def losses_of(session):
+    """The weighted sums in a session's loss log."""
     return [row['loss'] for row in read_loss_log(f'{session}.losses.jsonl')]
 
 
-def test_kill_and_resume_gives_the_same_losses_to_the_last_digit(data, tmp_path):
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    run_train(data, whole, TRAIN_ITERATION=40)
-    assert len(losses_of(whole)) == 40
-    command = [sys.executable, train_script.__file__, *train_words(data, killed, TRAIN_ITERATION=40)]
+@pytest.fixture(scope='module')
+def trained(data, tmp_path_factory):
+    """The session of an uninterrupted run of 40 steps."""
+    session = tmp_path_factory.mktemp('trained') / 'run'
+    run_main(TRAIN, *train_argv(data, session, TRAIN_ITERATION=40))
+    return session
+
+
+def test_training_lowers_the_loss(trained):
+    losses = losses_of(trained)
+    assert len(losses) == 40
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.long
+def test_kill_and_resume_gives_the_same_losses_to_the_last_digit(data, trained, tmp_path):
+    session = tmp_path / 'run'
+    argv = train_argv(data, session, TRAIN_ITERATION=40)
+    command = [sys.executable, REPO / f'{TRAIN}.py', *map(str, argv)]
     environment = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    while child.poll() is None and len(losses_of(killed)) < 5:
+    while child.poll() is None and len(losses_of(session)) < 5:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    assert not (tmp_path / 'killed.pth').exists()
+    assert not session.with_suffix('.pth').exists()
     with pytest.raises(UserError, match='--resume'):
-        run_train(data, killed, TRAIN_ITERATION=40)
-    run_train(data, killed, TRAIN_ITERATION=40, resume=True)
-    assert losses_of(killed) == losses_of(whole)
-    assert losses_of(whole)[-1] < losses_of(whole)[0]
-    a, b = (torch.load(tmp_path / f'{name}.pth', weights_only=True) for name in ('whole', 'killed'))
-    assert all(torch.equal(a[key], b[key]) for key in a)
+        run_main(TRAIN, *argv)
+    run_main(TRAIN, *argv, '--resume')
+    assert losses_of(session) == losses_of(trained)
+    whole, resumed = (torch.load(path.with_suffix('.pth'), weights_only=True) for path in (trained, session))
+    for key in whole:
+        assert torch.equal(whole[key], resumed[key]), key
 
 
 def test_training_leaves_affines_and_moves_statistics_and_saves_its_config(data, tmp_path):
-    run_train(data, tmp_path / 'run', TRAIN_ITERATION=2, TRAIN_LR=0.02, picture_every=1)
+    run_main(TRAIN, *train_argv(data, tmp_path / 'run', TRAIN_ITERATION=2, TRAIN_LR=0.02, picture_every=1))
     before = torch.load(data / 'backbone.pth', weights_only=True)
     after = torch.load(tmp_path / 'run.pth', weights_only=True)
     for key, value in before.items():
@@ -263,9 +295,11 @@ def test_training_leaves_affines_and_moves_statistics_and_saves_its_config(data,
         norm = 'bn' in key.split('.')[-2]
         assert same == (norm and key.endswith(('.weight', '.bias'))), key
     settings = json.loads((tmp_path / 'run.json').read_text())['settings']
-    assert settings['TRAIN_LR'] == 0.02 and settings['TRAIN_POWER'] == 0.9
+    assert settings['TRAIN_LR'] == 0.02
+    assert settings['TRAIN_POWER'] == 0.9
     assert settings['DATA_PSEUDO_GT'] == str(data / 'masks')
-    assert Image.open(tmp_path / 'run.predictions.png').size > (100, 100)
+    with Image.open(tmp_path / 'run.predictions.png') as picture:
+        assert min(picture.size) > 100
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -279,16 +313,15 @@ def test_training_leaves_affines_and_moves_statistics_and_saves_its_config(data,
     ({'train_list': 'nowhere.txt'}, 'nowhere.txt: list not found'),
     ({'voc12_root': 'nowhere'}, 'nowhere.*file not found'),
 ])
-def test_training_refuses(data, tmp_path, flags, message):
-    with pytest.raises(UserError, match=message):
-        run_train(data, tmp_path / 'run', **flags)
+def test_training_refuses_what_cannot_work(capsys, data, tmp_path, flags, message):
+    assert re.search(message, assert_refused(capsys, TRAIN, *train_argv(data, tmp_path / 'run', **flags)))
     assert not list(tmp_path.iterdir())
 
 
-def test_resuming_another_experiment_is_refused(data, tmp_path):
-    run_train(data, tmp_path / 'run', TRAIN_ITERATION=2)
-    with pytest.raises(UserError, match='other settings .*TRAIN_ITERATION 2 -> 3'):
-        run_train(data, tmp_path / 'run', TRAIN_ITERATION=3, resume=True)
+def test_resuming_another_experiment_is_refused(capsys, data, tmp_path):
+    run_main(TRAIN, *train_argv(data, tmp_path / 'run', TRAIN_ITERATION=2))
+    error = assert_refused(capsys, TRAIN, *train_argv(data, tmp_path / 'run', TRAIN_ITERATION=3, resume=True))
+    assert re.search('other settings .*TRAIN_ITERATION 2 -> 3', error)
 
 
 # ---------------------------------------------------------------- test
@@ -319,7 +352,7 @@ def test_scales_are_made_after_normalising(data):
     np.testing.assert_array_equal(item['scaled'][0].permute(1, 2, 0), normalise(item['pixels']))
 
 
-def test_crf_without_hopeless_classes_is_the_full_crf():
+def test_the_crf_without_hopeless_classes_is_the_full_crf():
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((VOC.num_classes, 30, 40)).astype(np.float32)
     scores[5:] -= 16
@@ -327,37 +360,49 @@ def test_crf_without_hopeless_classes_is_the_full_crf():
     image = rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)
     assert (probabilities.max((1, 2)) <= crf.CLIP).sum() > 10
     full = crf.refine_probabilities(image, probabilities, crf.DEEPLAB).argmax(0)
-    np.testing.assert_array_equal(predictions.refine(image, probabilities, crf.DEEPLAB.iterations), full)
+    np.testing.assert_array_equal(refine_segmentation(image, probabilities, crf.DEEPLAB.iterations), full)
 
 
-def test_four_numbers_are_resumed_and_scored(data, tmp_path, capsys):
+def test_four_numbers_are_printed_and_written(data, tmp_path, capsys):
     out = tmp_path / 'out'
-    run_test(data, out_dir=out, num_workers=1, out_logits=tmp_path / 'logits')
-    text = capsys.readouterr().out
+    run_main(TEST, *infer_argv(data, out, num_workers=1, out_logits=tmp_path / 'logits'))
+    said = capsys.readouterr().out
     scores = json.loads((out / 'scores.json').read_text())
-    assert list(scores['miou']) == list(predictions.VARIANTS) and scores['images'] == len(IDS)
-    for number in scores['miou'].values():
-        assert f'{number:12.2f}' in text
-    counts = sum(metrics.confusion(read_mask(data / f'VOC2012/SegmentationClass/{name}.png'),
-                                   read_mask(out / f'multi_crf/{name}.png'), VOC.num_classes) for name in IDS)
-    assert scores['miou']['multi_crf'] == pytest.approx(metrics.mean_iou(counts), abs=1e-6)
+    assert scores['images'] == len(IDS)
+    for variant in ('single', 'single_crf', 'multi', 'multi_crf'):
+        counts = sum(metrics.confusion(read_mask(data / f'VOC2012/SegmentationClass/{name}.png'),
+                                       read_mask(out / variant / f'{name}.png'), VOC.num_classes) for name in IDS)
+        assert scores['miou'][variant] == pytest.approx(metrics.mean_iou(counts), abs=1e-6)
+        assert f'{scores["miou"][variant]:12.2f}' in said
+    assert len(set(scores['miou'].values())) == len(scores['miou'])  # no two folders are taken for each other
     logits = np.load(tmp_path / 'logits' / f'{IDS[0]}.npy')
-    assert logits.dtype == np.float16 and logits.shape == (VOC.num_classes, *SIZE)
+    assert logits.dtype == np.float16
+    assert logits.shape == (VOC.num_classes, *SIZE)
     assert (logits.argmax(0) == read_mask(out / f'multi/{IDS[0]}.png')).mean() > 0.99  # ties of float16 aside
 
-    kept = (out / 'multi' / f'{IDS[0]}.png').stat().st_mtime_ns
-    (out / 'single_crf' / f'{IDS[1]}.png').unlink()
-    run_test(data, out_dir=out)
+
+def test_images_that_are_done_are_skipped_and_scored(data, tmp_path, capsys):
+    run_main(TEST, *infer_argv(data, tmp_path))
+    scores = json.loads((tmp_path / 'scores.json').read_text())
+    kept = (tmp_path / 'multi' / f'{IDS[0]}.png').stat().st_mtime_ns
+    (tmp_path / 'single_crf' / f'{IDS[1]}.png').unlink()
+    capsys.readouterr()
+    run_main(TEST, *infer_argv(data, tmp_path))
     assert '1 of 6 images to do' in capsys.readouterr().out
-    assert json.loads((out / 'scores.json').read_text()) == scores
-    assert (out / 'multi' / f'{IDS[0]}.png').stat().st_mtime_ns == kept
+    assert json.loads((tmp_path / 'scores.json').read_text()) == scores
+    assert (tmp_path / 'multi' / f'{IDS[0]}.png').stat().st_mtime_ns == kept
 
 
-def test_predictions_of_two_runs_are_not_mixed(data, tmp_path):
-    run_test(data, out_dir=tmp_path)
-    with pytest.raises(UserError, match='holds 6 predictions made with another crf_iters'):
-        run_test(data, out_dir=tmp_path, crf_iters=2)
-    run_test(data, out_dir=tmp_path, crf_iters=2, overwrite=True)
+def test_predictions_of_two_runs_are_not_mixed(capsys, data, tmp_path):
+    run_main(TEST, *infer_argv(data, tmp_path))
+    before = tree_bytes(tmp_path)
+    error = assert_refused(capsys, TEST, *infer_argv(data, tmp_path, crf_iters=2))
+    assert 'holds 6 predictions made with another crf_iters' in error
+    assert tree_bytes(tmp_path) == before
+    run_main(TEST, *infer_argv(data, tmp_path, crf_iters=2, overwrite=True))
+    after = tree_bytes(tmp_path, '.png')
+    changed = {path.parent.name for path in after if after[path] != before[path]}
+    assert changed == {'single_crf', 'multi_crf'}
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -366,19 +411,19 @@ def test_predictions_of_two_runs_are_not_mixed(data, tmp_path):
     ({'gt_dir': 'nowhere'}, 'nowhere.*6 of 6 are missing.*--split test'),
     ({'infer_list': 'nowhere.txt'}, 'list not found'),
 ])
-def test_testing_refuses(data, tmp_path, flags, message):
-    with pytest.raises(UserError, match=message):
-        run_test(data, **{'out_dir': tmp_path / 'out', **flags})
+def test_testing_refuses_what_cannot_work(capsys, data, tmp_path, flags, message):
+    assert re.search(message, assert_refused(capsys, TEST, *infer_argv(data, tmp_path / 'out', **flags)))
     assert not list(tmp_path.iterdir())
 
 
-def test_scripts_run_from_their_folder_and_end_with_one_line(tmp_path):
+@pytest.mark.parametrize('name, flag', [('train.py', '--train_list'), ('test.py', '--infer_list')])
+def test_scripts_run_from_their_folder_and_end_with_one_line(name, flag):
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
-    for script, flag in (('train.py', '--train_list'), ('test.py', '--infer_list')):
-        ended = subprocess.run([sys.executable, script, flag, 'nowhere.txt'], cwd=files.REPO / 'segmentation/experiment',
-                               env=environment, capture_output=True, text=True)
-        assert ended.returncode == 2
-        assert ended.stderr.startswith('error: nowhere.txt: ') and ended.stderr.count('\n') == 1
+    done = subprocess.run([sys.executable, name, flag, 'nowhere.txt'], cwd=REPO / 'segmentation/experiment',
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: nowhere.txt: ')
+    assert done.stderr.count('\n') == 1
 
 
 # ---------------------------------------------------------------- the server's archive
@@ -387,16 +432,19 @@ def test_scripts_run_from_their_folder_and_end_with_one_line(tmp_path):
 def archive(data, tmp_path_factory):
     """The archive that test.py writes for a split without ground truth."""
     out = tmp_path_factory.mktemp('server')
-    run_test(data, split='test', gt_dir='nowhere', out_dir=out)
+    run_main(TEST, *infer_argv(data, out, split='test', gt_dir='nowhere'))
     return out / 'comp6_test_cls.tar.gz'
 
 
 def test_our_archive_is_accepted(data, archive, capsys):
-    words = ['--check', archive, '--list', data / 'list.txt', '--voc12_root', data / 'VOC2012']
-    server_archive.main(server_archive.get_args_parser().parse_args(list(map(str, words))))
+    run_main('segmentation/server_archive', '--check', archive, '--list', data / 'list.txt',
+             '--voc12_root', data / 'VOC2012')
     assert '6 results, all well formed' in capsys.readouterr().out
     with tarfile.open(archive) as file:
         assert sorted(file.getnames()) == [f'results/VOC2012/Segmentation/comp6_test_cls/{name}.png' for name in IDS]
+
+
+def test_the_same_predictions_give_the_same_archive(archive):
     server_archive.write(archive.with_name('again.tar.gz'), IDS, archive.parent / server_archive.FOLDER)
     assert archive.with_name('again.tar.gz').read_bytes() == archive.read_bytes()
 
@@ -441,7 +489,7 @@ def test_spoiled_results_are_rejected(data, archive, tmp_path, kind):
     content, message = SPOILED[kind]
     bad = repacked(archive, tmp_path / 'bad.tar.gz', IDS[2], content)
     with pytest.raises(UserError, match=message):
-        server_archive.check(bad, IDS, data / 'VOC2012/JPEGImages')
+        server_archive.check(bad, IDS, data / 'VOC2012/JPEGImages', VOC)
 
 
 def test_spoiled_archives_are_rejected(data, archive, tmp_path):
@@ -453,4 +501,4 @@ def test_spoiled_archives_are_rejected(data, archive, tmp_path):
     for path, message in ((stranger, r'holds \.\./passwd'), (short, 'not a whole'), (other, 'not a whole'),
                           (tmp_path / 'none.tar.gz', 'not found')):
         with pytest.raises(UserError, match=message):
-            server_archive.check(path, IDS, images)
+            server_archive.check(path, IDS, images, VOC)

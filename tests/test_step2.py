@@ -5,39 +5,32 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import GOLDEN, assert_refused, filled, golden, run_main, run_script, tree_bytes
 from PIL import Image
 
-import aff_infer
-import aff_prepare
-import aff_train
-from data.affinity import AffinityCrops, crop_maps, crop_place
+from data.affinity import AffinityCrops
+from data.cams import save_cams
+from data.crop import CropWindow, centre
 from data.lists import read_list
 from data.masks import read_mask
-from data.probabilities import check_alphas, read_probabilities
-from data.transforms import denormalise
+from data.probabilities import check_alphas, read_probabilities, save_probabilities
+from data.transforms import denormalise, random_offset
+from engine.crf_workers import WalkSettings, write_pseudo_mask
 from engine.errors import UserError
-from engine.files import REPO, read_npy
-from golden.fill import fill_state_dict
+from engine.files import REPO, read_npy, save_npy
 from network.resnet38_aff import Net
 from tool import crf
 from tool.metrics import IGNORE
 from voc12.classes import VOC
 
-GOLDEN = Path(__file__).parent / 'golden'
 PHOTOS = ('2011_000001', '2011_000002')
+DEVKIT = GOLDEN / 'voc' / 'VOC2012'
 TINY = 1 / 16
-
-
-def run(script, *flags):
-    """Run a script in this process: --flag value pairs, as strings."""
-    script.main(script.get_args_parser().parse_args([str(flag) for flag in flags]))
-
 
 # Runs a script until it means to rename its n-th finished file into place, and kills it there.
 KILLED = """
@@ -55,63 +48,58 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
-def run_killed(script, finished, *flags):
-    """Run a script as a process of its own, which dies by SIGKILL after writing `finished` files."""
-    command = [sys.executable, '-c', KILLED, str(finished), REPO / script, *map(str, flags)]
+def run_killed(name, count, *argv):
+    """Run a script as a process of its own, which dies by SIGKILL after writing `count` files."""
+    command = [sys.executable, '-c', KILLED, str(count), REPO / f'{name}.py', *map(str, argv)]
     process = subprocess.run(command, capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
 
 
-def contents(folder, suffix='.npy'):
-    """{relative path: bytes} of the finished files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob(f'*{suffix}'))
-            if not path.name.startswith('.')}
-
+def finished(folder, suffix=''):
+    """tree_bytes without the temporary file that a killed run leaves."""
+    return {path: data for path, data in tree_bytes(folder, suffix).items() if not path.name.startswith('.')}
 
 
 # ---------------------------------------------------------------- golden chain
 
 @pytest.fixture(scope='module')
-def photo(tmp_path_factory):
-    """The golden photos: root, list and CAMs as contrast_infer.py writes them."""
-    folder = tmp_path_factory.mktemp('photo')
-    chain = np.load(GOLDEN / 'chain.npz')
+def photo_argv(tmp_path_factory):
+    """Arguments that both inference scripts share, on the golden photos: their list and CAMs as Step 1 writes them."""
+    folder, published = tmp_path_factory.mktemp('photo'), golden('chain.npz')
     for i in PHOTOS:
-        np.save(folder / f'{i}.npy', {int(k): cam for k, cam in zip(chain[f'cam_keys_{i}'], chain[f'cam_{i}'])})
+        save_cams(folder / f'{i}.npy', published[f'cam_keys_{i}'], published[f'cam_{i}'])
     (folder / 'list.txt').write_text('\n'.join(PHOTOS))
-    return folder, chain
+    return ('--infer_list', folder / 'list.txt', '--voc12_root', DEVKIT, '--cam_dir', folder, '--num_workers', 0)
 
 
-def test_golden_aff_prepare(photo, tmp_path):
-    folder, chain = photo
-    run(aff_prepare, '--infer_list', folder / 'list.txt', '--voc12_root', GOLDEN / 'voc' / 'VOC2012',
-        '--cam_dir', folder, '--out_crf', tmp_path, '--num_workers', 0)
+def test_aff_prepare_writes_the_golden_probabilities(photo_argv, tmp_path):
+    published = golden('chain.npz')
+    run_main('aff_prepare', *photo_argv, '--out_crf', tmp_path)
     for i in PHOTOS:
-        published_bytes = chain[f'image_{i}'].size // 3 * VOC.num_classes * 4
+        size = published[f'image_{i}'].shape[:2]
+        published_bytes = size[0] * size[1] * VOC.num_classes * 4
         for alpha in ('4.00', '24.00'):
             path = tmp_path / alpha / f'{i}.npy'
-            labels, scores = read_probabilities(path, chain[f'image_{i}'].shape[:2])
-            assert labels.tolist() == [0, *(chain[f'cam_keys_{i}'] + 1)] and scores.dtype == np.float16
-            assert (crf.label_map(scores, labels) == chain[f'affcrf{alpha}_argmax_{i}']).mean() >= 0.999
+            labels, scores = read_probabilities(path, VOC.num_classes, size)
+            assert labels.tolist() == [0, *(published[f'cam_keys_{i}'] + 1)]
+            assert scores.dtype == np.float16
+            assert (crf.label_map(scores, labels) == published[f'affcrf{alpha}_argmax_{i}']).mean() >= 0.999
             # Half precision: 2^-12 near 1.
-            np.testing.assert_allclose(scores[:, ::5, ::5], chain[f'affcrf{alpha}_{i}'][labels], atol=3e-4)
+            np.testing.assert_allclose(scores[:, ::5, ::5], published[f'affcrf{alpha}_{i}'][labels], atol=3e-4)
             assert path.stat().st_size <= published_bytes / 8
 
 
-def test_golden_aff_infer(photo, tmp_path):
-    """The published network at full width. The walked CAMs, with the background put in afterwards, give the same mask."""
-    folder, chain = photo
-    with torch.device('meta'):
-        net = Net()
-    weights = tmp_path / 'filled.pth'
-    torch.save(fill_state_dict(net.state_dict()), weights)
-    run(aff_infer, '--weights', weights, '--infer_list', folder / 'list.txt', '--voc12_root', GOLDEN / 'voc' / 'VOC2012',
-        '--cam_dir', folder, '--out_rw', tmp_path / 'rw', '--out_rw_npy', tmp_path / 'npy', '--num_workers', 0,
-        '--device', 'cpu')
+@pytest.mark.wide
+def test_aff_infer_makes_the_golden_masks(photo_argv, tmp_path):
+    """The published network at full width. The walked CAMs, the background put in afterwards, give the same mask."""
+    published, weights = golden('chain.npz'), tmp_path / 'filled.pth'
+    torch.save(filled(Net).state_dict(), weights)
+    run_main('aff_infer', *photo_argv, '--weights', weights, '--out_rw', tmp_path / 'rw',
+             '--out_rw_npy', tmp_path / 'npy', '--device', 'cpu')
     weights.unlink()
     for i in PHOTOS:
         mask = read_mask(tmp_path / 'rw' / f'{i}.png')
-        assert (mask == chain[f'rw_{i}']).mean() >= 0.999
+        assert (mask == published[f'rw_{i}']).mean() >= 0.999
         with Image.open(tmp_path / 'rw' / f'{i}.png') as image:
             assert image.getpalette() == VOC.palette
         walked = read_npy(tmp_path / 'npy' / f'{i}.npy')
@@ -131,104 +119,125 @@ def chain(toy, tmp_path_factory):
     (folder / 'cam').mkdir()
     for i in read_list(toy.train):
         mask = read_mask(toy.root / 'SegmentationClass' / f'{i}.png')
-        blurred = {int(c) - 1: cv2.GaussianBlur((mask == c).astype(np.float32), (0, 0), 7)
-                   for c in set(mask.flat) - {0, IGNORE}}
-        np.save(folder / 'cam' / f'{i}.npy', {k: cam / cam.max() for k, cam in blurred.items()})
+        labels = np.setdiff1d(mask, (0, IGNORE)).astype(int)
+        cams = [cv2.GaussianBlur((mask == label).astype(np.float32), (0, 0), 7) for label in labels]
+        save_cams(folder / 'cam' / f'{i}.npy', labels - 1, [cam / cam.max() for cam in cams])
     torch.manual_seed(0)
     torch.save(Net(TINY).state_dict(), folder / 'aff.pth')
-    run(aff_prepare, *prepare_flags(toy, folder), '--out_crf', folder / 'crf')
+    run_main('aff_prepare', *prepare_argv(toy, folder), '--out_crf', folder / 'crf')
     return folder
 
 
-def prepare_flags(toy, folder):
+def prepare_argv(toy, folder):
+    """Arguments of aff_prepare.py on the toy chain, but for the output."""
     return ['--infer_list', toy.train, '--voc12_root', toy.root, '--cam_dir', folder / 'cam', '--num_workers', 0]
 
 
-def infer_flags(toy, folder):
-    return [*prepare_flags(toy, folder), '--weights', folder / 'aff.pth', '--device', 'cpu']
+def infer_argv(toy, folder):
+    """Arguments of aff_infer.py on the toy chain, but for the output."""
+    return [*prepare_argv(toy, folder), '--weights', folder / 'aff.pth', '--device', 'cpu']
 
 
-def train_flags(toy, folder):
+def train_argv(toy, folder, session):
+    """Arguments of aff_train.py on the toy chain: six steps."""
     return ['--weights', toy.backbone, '--voc12_root', toy.root, '--train_list', toy.train, '--val_list', '',
             '--la_crf_dir', folder / 'crf' / '4.00', '--ha_crf_dir', folder / 'crf' / '24.00', '--crop_size', 64,
-            '--batch_size', 4, '--max_epoches', 2, '--num_workers', 0, '--device', 'cpu']
+            '--batch_size', 4, '--max_epoches', 2, '--num_workers', 0, '--device', 'cpu',
+            '--tblog_dir', session.with_name('tblog'), '--session_name', session]
+
+
+def background_of(folder):
+    """The mean fraction of background in a folder of probabilities."""
+    return np.mean([(read_probabilities(path, VOC.num_classes)[1].argmax(0) == 0).mean() for path in folder.iterdir()])
 
 
 def test_two_alphas_give_different_files_and_the_low_one_more_background(toy, chain):
-    low, high = contents(chain / 'crf' / '4.00'), contents(chain / 'crf' / '24.00')
-    assert low.keys() == high.keys() == {f'{i}.npy' for i in read_list(toy.train)}
+    low, high = tree_bytes(chain / 'crf' / '4.00'), tree_bytes(chain / 'crf' / '24.00')
+    assert low.keys() == high.keys()
+    assert [path.name for path in low] == sorted(f'{i}.npy' for i in read_list(toy.train))
     assert sum(low[name] != high[name] for name in low) >= len(low) / 2
-    background = [np.mean([(scores.argmax(0) == 0).mean() for _, scores in map(read_probabilities, folder.iterdir())])
-                  for folder in (chain / 'crf' / '4.00', chain / 'crf' / '24.00')]
-    assert background[0] > background[1]
+    assert background_of(chain / 'crf' / '4.00') > background_of(chain / 'crf' / '24.00')
 
 
-def test_one_alpha_and_fewer_iterations(toy, chain, tmp_path):
-    run(aff_prepare, *prepare_flags(toy, chain), '--out_crf', tmp_path, '--alpha', 24, '--crf_iters', 2)
+def test_aff_prepare_takes_one_alpha_and_fewer_iterations(toy, chain, tmp_path):
+    run_main('aff_prepare', *prepare_argv(toy, chain), '--out_crf', tmp_path, '--alpha', 24, '--crf_iters', 2)
     assert [path.name for path in tmp_path.iterdir()] == ['24.00']
-    assert contents(tmp_path / '24.00') != contents(chain / 'crf' / '24.00')
+    ours, default = tree_bytes(tmp_path / '24.00'), tree_bytes(chain / 'crf' / '24.00')
+    assert ours.keys() == default.keys()
+    assert ours != default
 
 
 def test_processes_write_the_same_bytes_and_done_images_are_skipped(toy, chain, tmp_path):
-    run(aff_prepare, *prepare_flags(toy, chain), '--out_crf', tmp_path, '--num_workers', 2)
-    assert contents(tmp_path) == contents(chain / 'crf')
-    names = sorted(path.name for path in (tmp_path / '4.00').iterdir())
-    (tmp_path / '4.00' / names[0]).write_bytes(b'mine')
-    (tmp_path / '24.00' / names[1]).unlink()
-    run(aff_prepare, *prepare_flags(toy, chain), '--out_crf', tmp_path)
-    assert (tmp_path / '4.00' / names[0]).read_bytes() == b'mine'
-    run(aff_prepare, *prepare_flags(toy, chain), '--out_crf', tmp_path, '--overwrite')
-    assert contents(tmp_path) == contents(chain / 'crf')
+    argv = [*prepare_argv(toy, chain), '--out_crf', tmp_path]
+    run_main('aff_prepare', *argv, '--num_workers', 2)
+    assert tree_bytes(tmp_path) == tree_bytes(chain / 'crf')
+    first, second = sorted(path.name for path in (tmp_path / '4.00').iterdir())[:2]
+    (tmp_path / '4.00' / first).write_bytes(b'mine')
+    (tmp_path / '24.00' / second).unlink()
+    run_main('aff_prepare', *argv)
+    assert (tmp_path / '4.00' / first).read_bytes() == b'mine'
+    assert (tmp_path / '24.00' / second).exists()
+    run_main('aff_prepare', *argv, '--overwrite')
+    assert tree_bytes(tmp_path) == tree_bytes(chain / 'crf')
 
 
-def test_aff_prepare_killed_and_restarted(toy, chain, tmp_path):
-    flags = [*prepare_flags(toy, chain), '--out_crf', tmp_path]
-    run_killed('aff_prepare.py', 5, *flags)  # between the two alphas of the third image
-    assert len(contents(tmp_path)) == 5
-    run(aff_prepare, *flags)
-    assert contents(tmp_path) == contents(chain / 'crf')
+@pytest.mark.long
+def test_aff_prepare_killed_and_restarted_writes_the_same_bytes(toy, chain, tmp_path):
+    argv = [*prepare_argv(toy, chain), '--out_crf', tmp_path]
+    run_killed('aff_prepare', 5, *argv)  # between the two alphas of the third image
+    assert len(finished(tmp_path)) == 5
+    run_main('aff_prepare', *argv)
+    assert finished(tmp_path) == tree_bytes(chain / 'crf')
 
 
-def test_aff_infer_killed_and_restarted(toy, chain, tmp_path):
-    run(aff_infer, *infer_flags(toy, chain), '--out_rw', tmp_path / 'whole', '--out_rw_npy', tmp_path / 'whole')
-    flags = [*infer_flags(toy, chain), '--out_rw', tmp_path / 'rw', '--out_rw_npy', tmp_path / 'rw']
-    run_killed('aff_infer.py', 5, *flags)
-    assert len(contents(tmp_path / 'rw', '')) == 5
-    run(aff_infer, *flags, '--num_workers', 1)
-    assert contents(tmp_path / 'rw', '') == contents(tmp_path / 'whole', '')
+@pytest.mark.long
+def test_aff_infer_killed_and_restarted_writes_the_same_bytes(toy, chain, tmp_path):
+    whole, rw = tmp_path / 'whole', tmp_path / 'rw'
+    run_main('aff_infer', *infer_argv(toy, chain), '--out_rw', whole, '--out_rw_npy', whole)
+    argv = [*infer_argv(toy, chain), '--out_rw', rw, '--out_rw_npy', rw]
+    run_killed('aff_infer', 5, *argv)
+    assert len(finished(rw)) == 5
+    run_main('aff_infer', *argv, '--num_workers', 1)
+    assert finished(rw) == tree_bytes(whole)
 
 
 def test_every_flag_of_aff_infer_changes_the_masks(toy, chain, tmp_path):
     def masks(name, *flags):
-        run(aff_infer, *infer_flags(toy, chain), '--out_rw', tmp_path / name, *flags)
-        return contents(tmp_path / name, '.png')
+        run_main('aff_infer', *infer_argv(toy, chain), '--out_rw', tmp_path / name, *flags)
+        return tree_bytes(tmp_path / name, '.png')
     base = masks('base')
+    assert len(base) == len(read_list(toy.train))
     # The defaults by name; alpha only counts with --bg alpha.
     assert masks('same', '--bg', 0.27, '--beta', 8, '--logt', 6, '--alpha', 3) == base
-    alpha = masks('alpha', '--bg', 'alpha', '--alpha', 3)
-    refined = masks('crf', '--crf')
-    different = [alpha, refined, masks('bg', '--bg', 0.4), masks('beta', '--beta', 1), masks('logt', '--logt', 0),
-                 masks('alpha6', '--bg', 'alpha'), masks('iters', '--crf', '--crf_iters', 1)]
-    assert all(other != base for other in different)
-    assert different[5] != alpha and different[6] != refined
+    for name, flags in {'bg': ('--bg', 0.4), 'beta': ('--beta', 1), 'logt': ('--logt', 0)}.items():
+        assert masks(name, *flags) != base, name
+    alpha, refined = masks('alpha', '--bg', 'alpha'), masks('crf', '--crf')
+    assert base not in (alpha, refined)
+    assert masks('alpha 3', '--bg', 'alpha', '--alpha', 3) not in (base, alpha)
+    assert masks('crf_iters', '--crf', '--crf_iters', 1) not in (base, refined)
 
 
 def test_without_steps_the_walk_leaves_the_pooled_cams(toy, chain, tmp_path):
     """logt 0 and an enormous beta: every cell stays where it is."""
-    run(aff_infer, *infer_flags(toy, chain), '--out_rw', tmp_path, '--out_rw_npy', tmp_path, '--logt', 0, '--beta', 1e6)
+    run_main('aff_infer', *infer_argv(toy, chain), '--out_rw', tmp_path, '--out_rw_npy', tmp_path, '--logt', 0,
+             '--beta', 1e6)
     for i in read_list(toy.train):
-        cams = read_npy(chain / 'cam' / f'{i}.npy')
-        for k, walked in read_npy(tmp_path / f'{i}.npy').items():
-            assert np.abs(walked - cams[k]).max() < 0.3 and abs(walked.mean() - cams[k].mean()) < 1e-3
+        cams, walked = read_npy(chain / 'cam' / f'{i}.npy'), read_npy(tmp_path / f'{i}.npy')
+        assert walked.keys() == cams.keys()
+        for k in cams:
+            assert np.abs(walked[k] - cams[k]).max() < 0.3
+            assert walked[k].mean() == pytest.approx(cams[k].mean(), abs=1e-3)
 
 
 def test_walked_cams_of_an_odd_size_are_not_diluted_at_the_border(tmp_path):
     """Cells that reach beyond the image: a constant CAM stays constant, and the mask is that of the walked CAMs."""
     rng = np.random.default_rng(0)
     image, affinity = np.zeros((45, 51, 3), np.uint8), rng.random((4, 25), np.float32)
-    np.save(tmp_path / 'cam.npy', {3: np.full((45, 51), 0.9, np.float32), 7: rng.random((45, 51), np.float32)})
-    settings = {'bg': 0.5, 'alpha': 6, 'beta': 8, 'logt': 6, 'crf': False, 'crf_iters': 10}
-    aff_infer.refine({'rw': tmp_path / 'rw.png', 'npy': tmp_path / 'rw.npy'}, tmp_path / 'cam.npy', image, affinity, settings)
+    cams = [np.full((45, 51), 0.9, np.float32), rng.random((45, 51), np.float32)]
+    save_cams(tmp_path / 'cam.npy', np.array([3, 7]), cams)
+    settings = WalkSettings(bg=0.5, alpha=6, beta=8, logt=6, crf=False, crf_iters=10, classes=VOC)
+    paths = {'rw': tmp_path / 'rw.png', 'npy': tmp_path / 'rw.npy'}
+    write_pseudo_mask(paths, tmp_path / 'cam.npy', image, affinity, settings)
     walked = read_npy(tmp_path / 'rw.npy')
     np.testing.assert_allclose(walked[3], 0.9, rtol=1e-5)
     scores = np.stack([np.full((45, 51), 0.5), walked[3], walked[7]])
@@ -237,32 +246,48 @@ def test_walked_cams_of_an_odd_size_are_not_diluted_at_the_border(tmp_path):
 
 # ---------------------------------------------------------------- training
 
-def test_training_lowers_the_loss_and_resumes_to_the_same_bytes(toy, chain, tmp_path):
-    (tmp_path / 'a').mkdir()
-    flags = [*train_flags(toy, chain), '--tblog_dir', tmp_path / 'tb', '--save_every', 2, '--max_epoches', 4]
-    run(aff_train, *flags, '--session_name', tmp_path / 'a' / 'aff')
-    rows = [json.loads(line) for line in (tmp_path / 'a' / 'aff.losses.jsonl').read_text().splitlines()]
+LONGER = '--save_every', 2, '--max_epoches', 4
+
+
+@pytest.fixture(scope='module')
+def trained(toy, chain, tmp_path_factory):
+    """The session of an uninterrupted training of twelve steps."""
+    session = tmp_path_factory.mktemp('trained') / 'aff'
+    run_main('aff_train', *train_argv(toy, chain, session), *LONGER)
+    return session
+
+
+def test_training_lowers_the_loss_and_logs_its_terms(trained):
+    rows = [json.loads(line) for line in trained.with_suffix('.losses.jsonl').read_text().splitlines()]
     assert [row['step'] for row in rows] == list(range(12))
     bg, fg, neg = (rows[0][f'loss_{kind}'] for kind in ('bg', 'fg', 'neg'))
     assert rows[0]['loss'] == pytest.approx(bg / 4 + fg / 4 + neg / 2, rel=1e-5)
     assert np.mean([row['loss'] for row in rows[-4:]]) < np.mean([row['loss'] for row in rows[:4]])
-    assert (tmp_path / 'a' / 'aff.affinity.png').stat().st_size > 1000
+    assert trained.with_suffix('.affinity.png').stat().st_size > 1000
 
-    session = tmp_path / 'b' / 'aff'
-    run_killed('aff_train.py', 4, *flags, '--session_name', session)  # the loss log, the description, two checkpoints
-    assert session.with_suffix('.ckpt').exists() and not session.with_suffix('.pth').exists()
-    run(aff_train, *flags, '--session_name', session, '--resume')
-    first, second = (torch.load(path.with_suffix('.pth')) for path in (tmp_path / 'a' / 'aff', session))
-    assert all(torch.equal(first[key], second[key]) for key in first) and first.keys() == second.keys()
+
+@pytest.mark.long
+def test_training_killed_and_resumed_ends_with_the_same_weights(toy, chain, trained, tmp_path):
+    session = tmp_path / 'aff'
+    argv = [*train_argv(toy, chain, session), *LONGER]
+    run_killed('aff_train', 4, *argv)  # the loss log, the description, two checkpoints
+    assert session.with_suffix('.ckpt').exists()
+    assert not session.with_suffix('.pth').exists()
+    run_main('aff_train', *argv, '--resume')
+    first, second = (torch.load(path.with_suffix('.pth'), weights_only=True) for path in (trained, session))
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
 
 
 def test_validation_uses_the_images_that_have_labels(toy, chain, tmp_path, capsys):
     both = tmp_path / 'both.txt'
     both.write_text(toy.val.read_text() + '\n' + toy.train.read_text())
-    run(aff_train, *train_flags(toy, chain), '--val_list', both, '--tblog_dir', tmp_path / 'tb', '--max_epoches', 1,
-        '--session_name', tmp_path / 'aff')
-    out = capsys.readouterr().out
-    assert 'validation: 12 of the 16 images' in out and 'val/loss_neg' in out
+    run_main('aff_train', *train_argv(toy, chain, tmp_path / 'aff'), '--val_list', both, '--max_epoches', 1)
+    said = capsys.readouterr().out
+    assert 'validation: 12 of the 16 images' in said
+    for kind in ('bg', 'fg', 'neg'):
+        assert f'val/loss_{kind}' in said
 
 
 def test_crops_of_dict_and_array_files_agree(toy, chain, tmp_path):
@@ -270,122 +295,176 @@ def test_crops_of_dict_and_array_files_agree(toy, chain, tmp_path):
     for alpha in ('4.00', '24.00'):
         (tmp_path / alpha).mkdir()
         for i in ids:
-            labels, scores = read_probabilities(chain / 'crf' / alpha / f'{i}.npy')
+            labels, scores = read_probabilities(chain / 'crf' / alpha / f'{i}.npy', VOC.num_classes)
             full = np.zeros((VOC.num_classes, *scores.shape[1:]), np.float32)
             full[labels] = scores
-            np.save(tmp_path / alpha / f'{i}.npy', full)
-    dicts, arrays = (AffinityCrops(ids, toy.root, folder / '4.00', folder / '24.00', 96, True)
+            save_npy(tmp_path / alpha / f'{i}.npy', full)
+    dicts, arrays = (AffinityCrops(ids, toy.root, folder / '4.00', folder / '24.00', VOC.num_classes, 96, train=True)
                      for folder in (chain / 'crf', tmp_path))
     for index in range(len(ids)):
         torch.manual_seed(index)
         a = dicts[index]
         torch.manual_seed(index)
         b = arrays[index]
-        assert torch.equal(a['image'], b['image']) and torch.equal(a['label'], b['label'])
-        assert a['image'].shape == (3, 96, 96) and a['label'].shape == (12, 12)
+        assert torch.equal(a['image'], b['image'])
+        assert torch.equal(a['label'], b['label'])
+        assert a['image'].shape == (3, 96, 96)
+        assert a['label'].shape == (12, 12)
         # The crop is larger than the image: what is outside has no label, and black pixels before normalising.
         black = torch.from_numpy(denormalise(a['image'])).view(12, 8, 12, 8, 3).amax((1, 3, 4)) == 0
-        assert (a['label'][black] == IGNORE).all() and black.any() and not black.all()
+        assert (a['label'][black] == IGNORE).all()
+        assert black.any() and not black.all()
 
 
-def test_image_and_labels_are_cropped_alike():
+STRIPES = [3] * 4 + [0] * 2 + [8] * 4  # labels of a row of cells
+
+
+@pytest.fixture
+def striped(tmp_path):
+    """An image of 48x80 pixels, red, grey and blue from left to right, and its CRF labels, STRIPES in every row.
+
+    Returns arguments of AffinityCrops, for crops of 80x80.
+    """
+    (tmp_path / 'JPEGImages').mkdir()
+    image = np.full((48, 80, 3), 128, np.uint8)
+    image[:, :32], image[:, 48:] = (200, 30, 30), (30, 30, 200)
+    Image.fromarray(image).save(tmp_path / 'JPEGImages' / 'x.jpg', quality=95)
+    stripe = np.repeat(STRIPES, 8)
+    probabilities = np.stack([np.broadcast_to(stripe == label, (48, 80)) for label in (0, 3, 8)])
+    save_probabilities(tmp_path / 'x.npy', [0, 3, 8], probabilities.astype(np.float32))
+    return ['x'], tmp_path, tmp_path, tmp_path, VOC.num_classes, 80
+
+
+def test_a_validation_crop_is_the_centre_of_the_image_as_it_is(striped):
+    item = AffinityCrops(*striped, train=False)[0]
+    expected = np.full((10, 10), IGNORE)
+    expected[2:8] = STRIPES
+    np.testing.assert_array_equal(item['label'], expected)
+    pixels = denormalise(item['image'])
+    np.testing.assert_allclose(pixels[40, (4, 40, 76)], [(200, 30, 30), (128, 128, 128), (30, 30, 200)], atol=8)
+
+
+def test_a_training_crop_flips_and_moves_image_and_labels_together(striped):
+    dataset = AffinityCrops(*striped, train=True)
+    flips, tops = set(), set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        item = dataset[0]
+        label = item['label'].numpy()
+        red, _, blue = denormalise(item['image']).reshape(10, 8, 10, 8, 3).mean((1, 3)).transpose(2, 0, 1)
+        labelled = np.flatnonzero((label != IGNORE).all(1))
+        flip = label[labelled[0], 0] == 8
+        for row in labelled:
+            assert label[row].tolist() == (STRIPES[::-1] if flip else STRIPES)
+        assert (red > blue)[label == 3].all()
+        assert (red < blue)[label == 8].all()
+        flips.add(bool(flip))
+        tops.add(int(labelled[0]))
+    assert flips == {True, False}
+    assert len(tops) > 2
+
+
+def test_a_crop_is_cut_where_the_image_is_larger_and_padded_where_it_is_smaller():
     torch.manual_seed(0)
-    maps = np.arange(20 * 90, dtype=np.float32).reshape(1, 20, 90) + 1
+    maps = np.arange(20 * 90, dtype=np.float32).reshape(1, 20, 90)
     for _ in range(20):
-        places = [crop_place(side, 40, True) for side in maps.shape[1:]]
-        plain, mirrored = (crop_maps(maps, places, 40, mirror)[0] for mirror in (False, True))
-        np.testing.assert_array_equal(mirrored, plain[:, ::-1])
-        inside = plain[plain.any(1)]
+        window = CropWindow(40, 20, 90, random_offset)
+        crop, = window.paste(window.cut(maps), fill=-1)
+        assert crop.shape == (40, 40)
+        inside = crop[crop[:, 0] >= 0]
         assert inside.shape == (20, 40)
-        assert (np.diff(inside, axis=0) == 90).all() and (np.diff(inside, axis=1) == 1).all()
+        assert (np.diff(inside, axis=0) == 90).all()
+        assert (np.diff(inside, axis=1) == 1).all()
+        assert (crop == -1).sum() == 20 * 40
+
+
+def test_the_centre_crop_has_as_much_on_either_side():
+    maps = np.arange(20 * 90).reshape(1, 20, 90)
+    window = CropWindow(40, 20, 90, centre)
+    crop, = window.paste(window.cut(maps), fill=-1)
+    np.testing.assert_array_equal(crop[10:30], maps[0, :, 25:65])
+    assert (crop[:10] == -1).all()
+    assert (crop[30:] == -1).all()
 
 
 # ---------------------------------------------------------------- mistakes
 
-def copy_cams(chain, folder):
-    shutil.copytree(chain / 'cam', folder / 'cam')
-    return folder / 'cam'
-
-
-def damage_missing(path):
+def remove(path):
     path.unlink()
 
 
-def damage_size(path):
-    np.save(path, {0: np.ones((5, 6), np.float32)})
+def resize(path):
+    save_npy(path, {0: np.ones((5, 6), np.float32)})
 
 
-def damage_empty(path):
-    np.save(path, {})
+def empty(path):
+    save_npy(path, {})
 
 
-@pytest.mark.parametrize('damage, message', [(damage_missing, 'not found'), (damage_size, 'CAMs are 6x5'),
-                                             (damage_empty, 'no class')])
-@pytest.mark.parametrize('script, out', [(aff_prepare, '--out_crf'), (aff_infer, '--out_rw')])
-def test_bad_cams_are_named(toy, chain, tmp_path, script, out, damage, message):
-    cams = copy_cams(chain, tmp_path)
-    name = read_list(toy.train)[5]
-    damage(cams / f'{name}.npy')
-    flags = prepare_flags(toy, chain) if script is aff_prepare else infer_flags(toy, chain)
-    with pytest.raises(UserError, match=message) as error:
-        run(script, *flags, '--cam_dir', cams, out, tmp_path / 'out')
-    assert name in str(error.value)
+@pytest.mark.parametrize('spoil, message', [(remove, 'not found'), (resize, 'CAMs are 6x5'), (empty, 'no class')])
+@pytest.mark.parametrize('script, argv, out', [('aff_prepare', prepare_argv, '--out_crf'),
+                                               ('aff_infer', infer_argv, '--out_rw')])
+def test_bad_cams_are_named(capsys, toy, chain, tmp_path, script, argv, out, spoil, message):
+    cams, name = shutil.copytree(chain / 'cam', tmp_path / 'cam'), read_list(toy.train)[5]
+    spoil(cams / f'{name}.npy')
+    error = assert_refused(capsys, script, *argv(toy, chain), '--cam_dir', cams, out, tmp_path / 'out')
+    assert f'{name}.npy' in error
+    assert message in error
 
 
 def test_low_and_high_alpha_are_told_apart(toy, chain, tmp_path):
     ids, low, high = read_list(toy.train), chain / 'crf' / '4.00', chain / 'crf' / '24.00'
-    check_alphas(ids, low, high)
-    with pytest.raises(UserError, match='--la_crf_dir: has less background'):
-        check_alphas(ids, high, low)
-    with pytest.raises(UserError, match='is the folder of --la_crf_dir'):
-        check_alphas(ids, low, low / '..' / low.name)
-    shutil.copytree(low, tmp_path / 'copy')
-    with pytest.raises(UserError, match='has the labels of --la_crf_dir'):
-        check_alphas(ids, low, tmp_path / 'copy')
-    shutil.copytree(high, tmp_path / 'fewer')
-    (tmp_path / 'fewer' / f'{ids[3]}.npy').unlink()
-    with pytest.raises(UserError, match=f'{ids[3]}.npy.*1 of 12 are missing.*--ha_crf_dir'):
-        check_alphas(ids, low, tmp_path / 'fewer')
+    copy, fewer = (shutil.copytree(folder, tmp_path / name) for folder, name in ((low, 'copy'), (high, 'fewer')))
+    (fewer / f'{ids[3]}.npy').unlink()
+    check_alphas(ids, low, high, VOC.num_classes)
+    for folders, message in {
+        (high, low): '--la_crf_dir: has less background',
+        (low, low / '..' / low.name): 'is the folder of --la_crf_dir',
+        (low, copy): 'has the labels of --la_crf_dir',
+        (low, fewer): f'{ids[3]}.npy.*1 of 12 are missing.*--ha_crf_dir',
+    }.items():
+        with pytest.raises(UserError, match=message):
+            check_alphas(ids, *folders, VOC.num_classes)
 
 
 @pytest.mark.parametrize('value', [{}, {1: np.ones((4, 4))}, {0: np.ones((4, 4)), VOC.num_classes: np.ones((4, 4))},
                                    {0: np.ones((4, 4)), 2: np.ones((4, 5))}, {0: np.ones((4, 4), int)},
                                    np.ones((VOC.num_foreground, 4, 4)), np.ones((4, 4))])
-def test_files_that_hold_no_probabilities(tmp_path, value):
-    np.save(tmp_path / 'x.npy', value)
+def test_files_that_hold_no_probabilities_are_refused(tmp_path, value):
+    save_npy(tmp_path / 'x.npy', value)
     with pytest.raises(UserError, match='x.npy.*aff_prepare.py'):
-        read_probabilities(tmp_path / 'x.npy')
+        read_probabilities(tmp_path / 'x.npy', VOC.num_classes)
 
 
 @pytest.mark.parametrize('flags, message', [(['--crop_size', 60], '--crop_size: 60'),
                                             (['--crop_size', 32], '--crop_size: 32'),
                                             (['--batch_size', 13], '--batch_size: 13')])
-def test_training_flags_that_cannot_work(toy, chain, tmp_path, flags, message):
-    with pytest.raises(UserError, match=message):
-        run(aff_train, *train_flags(toy, chain), '--session_name', tmp_path / 'aff', *flags)
+def test_training_flags_that_cannot_work_are_refused(capsys, toy, chain, tmp_path, flags, message):
+    assert message in assert_refused(capsys, 'aff_train', *train_argv(toy, chain, tmp_path / 'aff'), *flags)
+    assert not list(tmp_path.iterdir())
 
 
-def test_one_alpha_twice(toy, chain, tmp_path):
-    with pytest.raises(UserError, match='4.00 twice'):
-        run(aff_prepare, *prepare_flags(toy, chain), '--out_crf', tmp_path, '--alpha', 4, 4.001)
+def test_one_alpha_twice_is_refused(capsys, toy, chain, tmp_path):
+    argv = [*prepare_argv(toy, chain), '--out_crf', tmp_path, '--alpha', 4, 4.001]
+    assert '4.00 twice' in assert_refused(capsys, 'aff_prepare', *argv)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_full_disk_is_one_error_line_and_finished_files_stay(toy, chain, tmp_path, workers):
+def test_a_full_disk_is_one_error_line_and_finished_files_stay(toy, chain, tmp_path, workers):
     """A limit on file size stands for the full disk: images of one class fit, those of more do not."""
-    whole = contents(chain / 'crf')
+    whole = tree_bytes(chain / 'crf')
     sizes = sorted(map(len, whole.values()))
     limit = (sizes[0] + sizes[-1]) // 2
     assert sizes[0] < limit < sizes[-1]
-    flags = map(str, [*prepare_flags(toy, chain), '--out_crf', tmp_path, '--num_workers', workers])
-    process = subprocess.run([sys.executable, REPO / 'aff_prepare.py', *flags], capture_output=True, text=True,
-                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    err = process.stderr
-    last = err.replace('\r', '\n').strip().splitlines()[-1]
-    assert process.returncode == 2 and 'Traceback' not in err
-    assert last.startswith('error: ') and 'cannot be written' in last
-    done = contents(tmp_path)
-    assert all(whole[name] == data for name, data in done.items()) and len(done) < len(whole)
-    assert not list(tmp_path.rglob('.*.tmp*'))
-    run(aff_prepare, *prepare_flags(toy, chain), '--out_crf', tmp_path)
-    assert contents(tmp_path) == whole
+    argv = [*prepare_argv(toy, chain), '--out_crf', tmp_path, '--num_workers', workers]
+    done = run_script('aff_prepare', *argv,
+                      preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    last = done.stderr.replace('\r', '\n').strip().splitlines()[-1]
+    assert done.returncode == 2
+    assert 'Traceback' not in done.stderr
+    assert last.startswith('error: ')
+    assert 'cannot be written' in last
+    kept = tree_bytes(tmp_path)  # no temporary file is among them
+    assert kept.items() < whole.items()
+    run_main('aff_prepare', *argv)
+    assert tree_bytes(tmp_path) == whole

@@ -1,66 +1,67 @@
-"""contrast_train.py and tool/training.py: schedule, logs, resuming after kill -9 and SIGTERM, what is refused."""
+"""contrast_train.py and engine/training.py: schedule, logs, resuming after kill -9 and SIGTERM, what is refused."""
 import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from importlib import metadata
-from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import assert_refused, run_flags, run_main, script, tree_bytes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import contrast_train
-from engine import cli, files
-from engine.checkpoint import read_checkpoint
+from engine import checkpoint, cli
+from engine.errors import UserError
+from engine.files import REPO
 from engine.loss_log import read_loss_log
 from engine.training import Run
 from network.resnet38_contrast import Net
 from tool import contrast
+from tool.recipes import RECIPES
+from voc12.classes import VOC
 
 STEPS = 24  # 12 images, batch 2, 4 epochs
-# The published weight of each term.
-WEIGHTS = {'cls': 1., 'rvmin': 1., 'er': 1., 'ecr': 1., 'cross_prototype': 0.1, 'cross_cam': 0.1, 'intra': 0.1}
+TERMS = ('cls', 'rvmin', 'er', 'ecr', *contrast.TERMS)
+ONE_EPOCH = '--max_epoches', 1
+train = functools.partial(run_main, 'contrast_train')
 
 
-def arguments_of(toy, folder, name, *flags):
-    """The arguments of a tiny contrast_train.py run whose session is <folder>/<name>."""
-    return ['--weights', str(toy.backbone), '--voc12_root', str(toy.root), '--cls_labels', str(toy.labels),
-            '--train_list', str(toy.train), '--val_list', '', '--session_name', str(folder / name),
-            '--tblog_dir', str(folder / 'tensorboard'), '--crop_size', '48', '--resize_long', '40', '64',
-            '--view2_size', '32', '--batch_size', '2', '--max_epoches', '4', '--lr', '0.05', '--num_workers', '0',
-            '--device', 'cpu', '--save_every', '5', '--log_every', '1', '--picture_every', '0', *flags]
+def arguments_of(toy, folder, *flags):
+    """The arguments of a tiny contrast_train.py run whose session is <folder>/run."""
+    return ['--weights', toy.backbone, '--voc12_root', toy.root, '--cls_labels', toy.labels,
+            '--train_list', toy.train, '--val_list', '', '--session_name', folder / 'run',
+            '--tblog_dir', folder / 'tensorboard', '--crop_size', 48, '--resize_long', 40, 64,
+            '--view2_size', 32, '--batch_size', 2, '--max_epoches', 4, '--lr', 0.05, '--num_workers', 0,
+            '--device', 'cpu', '--save_every', 5, '--log_every', 1, '--picture_every', 0, *flags]
 
 
 @pytest.fixture
 def command(toy, tmp_path):
-    """Function from a session's name and more flags to the arguments of a run in tmp_path."""
+    """Function from more flags to the arguments of a run in tmp_path."""
     return functools.partial(arguments_of, toy, tmp_path)
 
 
-def train(arguments):
-    contrast_train.main(contrast_train.get_args_parser().parse_args(arguments))
+def rows_of(folder):
+    """The rows of the run's loss log in a folder."""
+    return read_loss_log(folder / 'run.losses.jsonl')
 
 
-def losses(path):
-    """The rows of <session>.losses.jsonl."""
-    return [json.loads(line) for line in path.with_name(path.name + '.losses.jsonl').read_text().splitlines()]
-
-
-def refusal(arguments, capsys):
-    """The line on stderr of a run that ends as a user's mistake should: status 2, one error, no traceback."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.run(contrast_train.main, contrast_train.get_args_parser(), arguments)
-    assert end.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
-    assert len(lines) == 1
-    return lines[0]
+def parsed(name, baseline):
+    """A training script's parser and arguments, all flags at their defaults or the baseline's (None: it has none)."""
+    parser = script(name).get_args_parser()
+    required = ['--weights', 'w.pth', '--session_name', 's']
+    if baseline is None:
+        return parser, parser.parse_args([*required, '--la_crf_dir', 'low', '--ha_crf_dir', 'high'])
+    saliency = ['--saliency_dir', 'd'] if RECIPES[baseline].saliency else []
+    args = parser.parse_args([*required, '--baseline', baseline, *saliency])
+    cli.chosen_recipe(args, 'train')
+    return parser, args
 
 
 # ---------------------------------------------------------------- interrupted runs
@@ -69,12 +70,13 @@ def refusal(arguments, capsys):
 def uninterrupted(toy, tmp_path_factory):
     """The loss log of a run that nobody interrupts."""
     folder = tmp_path_factory.mktemp('uninterrupted')
-    train(arguments_of(toy, folder, 'run'))
+    train(*arguments_of(toy, folder))
     return (folder / 'run.losses.jsonl').read_bytes()
 
 
 def start(arguments):
-    return subprocess.Popen([sys.executable, str(files.REPO / 'contrast_train.py'), *arguments], stdout=subprocess.PIPE,
+    """Start a run in a process group of its own."""
+    return subprocess.Popen([sys.executable, REPO / 'contrast_train.py', *map(str, arguments)], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -86,9 +88,10 @@ def wait_for_steps(process, log, steps, patience=600):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize('workers', ['0', '1'])
+@pytest.mark.long
+@pytest.mark.parametrize('workers', [0, 1])
 def test_killed_and_resumed_is_never_interrupted_to_the_last_digit(command, tmp_path, uninterrupted, workers):
-    arguments = command('run', '--num_workers', workers)
+    arguments = command('--num_workers', workers)
     log = tmp_path / 'run.losses.jsonl'
     steps, delay = random.randrange(1, STEPS - 8), random.uniform(0, 0.2)  # any moment will do
     process = start(arguments)
@@ -97,76 +100,183 @@ def test_killed_and_resumed_is_never_interrupted_to_the_last_digit(command, tmp_
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not (tmp_path / 'run.pth').exists()
-    train([*arguments, '--resume'])
+    train(*arguments, '--resume')
     assert log.read_bytes() == uninterrupted, f'killed {delay:.3f} s after step {steps}'
     assert (tmp_path / 'run.pth').exists()
     assert not list(tmp_path.glob('.*'))
 
 
+@pytest.mark.long
 def test_sigterm_saves_says_so_and_can_be_resumed(command, tmp_path, uninterrupted):
-    arguments = command('run', '--save_every', '0', '--num_workers', '1')
+    arguments = command('--save_every', 0, '--num_workers', 1)
     process = start(arguments)
     wait_for_steps(process, tmp_path / 'run.losses.jsonl', 2)
     os.killpg(process.pid, signal.SIGTERM)  # as a cluster ends a job: the loading process gets it too
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
-    step = read_checkpoint(tmp_path / 'run.ckpt')['step']
+    step = checkpoint.read_checkpoint(tmp_path / 'run.ckpt')['step']
     assert f'SIGTERM: saved {tmp_path / "run.ckpt"} at step {step} of {STEPS}; continue with --resume' in stderr
-    assert len(losses(tmp_path / 'run')) == step and not (tmp_path / 'run.pth').exists()
-    train([*arguments, '--resume'])
+    assert len(rows_of(tmp_path)) == step and not (tmp_path / 'run.pth').exists()
+    train(*arguments, '--resume')
     assert (tmp_path / 'run.losses.jsonl').read_bytes() == uninterrupted
 
 
 def test_another_seed_is_another_run(command, tmp_path, uninterrupted):
-    train(command('run', '--seed', '1', '--max_epoches', '1'))
-    assert losses(tmp_path / 'run')[0]['cls'] != json.loads(uninterrupted.splitlines()[0])['cls']
+    train(*command('--seed', 1, *ONE_EPOCH))
+    assert rows_of(tmp_path)[0]['cls'] != json.loads(uninterrupted.splitlines()[0])['cls']
 
 
 def test_resuming_a_finished_run_changes_nothing(command, tmp_path, capsys):
-    train(command('run', '--max_epoches', '1'))
+    train(*command(*ONE_EPOCH))
     before = (tmp_path / 'run.losses.jsonl').read_bytes(), (tmp_path / 'run.pth').read_bytes()
-    train(command('run', '--max_epoches', '1', '--resume'))
+    train(*command(*ONE_EPOCH, '--resume'))
     assert (tmp_path / 'run.losses.jsonl').read_bytes() == before[0]
     assert 'at step 6 of 6' in capsys.readouterr().out
 
 
 def test_resuming_without_a_checkpoint_starts_and_says_so(command, tmp_path, capsys):
-    train(command('run', '--max_epoches', '1', '--resume'))
+    train(*command(*ONE_EPOCH, '--resume'))
     assert f'nothing to resume: {tmp_path / "run.ckpt"}' in capsys.readouterr().out
-    assert len(losses(tmp_path / 'run')) == 6
+    assert len(rows_of(tmp_path)) == 6
 
 
-def test_what_a_second_start_may_do(command, tmp_path, capsys):
-    one_epoch = '--max_epoches', '1'
-    train(command('run', *one_epoch))
+def test_a_second_start_resumes_or_overwrites_and_refuses_all_else(command, tmp_path, capsys):
+    train(*command(*ONE_EPOCH))
     files = {path: path.read_bytes() for path in tmp_path.glob('run*')}
-    assert 'add --resume to continue it, --overwrite' in refusal(command('run', *one_epoch), capsys)
-    message = refusal(command('run', *one_epoch, '--resume', '--lr', '0.04', '--w_er', '2'), capsys)
+    refused = functools.partial(assert_refused, capsys, 'contrast_train')
+    assert 'add --resume to continue it, --overwrite' in refused(*command(*ONE_EPOCH))
+    message = refused(*command(*ONE_EPOCH, '--resume', '--lr', 0.04, '--w_er', 2))
     assert 'lr 0.05 -> 0.04' in message and 'w_er 1.0 -> 2.0' in message
     assert {path: path.read_bytes() for path in tmp_path.glob('run*')} == files
-    train(command('run', *one_epoch, '--overwrite'))
+    train(*command(*ONE_EPOCH, '--overwrite'))
     assert (tmp_path / 'run.losses.jsonl').read_bytes() == files[tmp_path / 'run.losses.jsonl']
     assert (tmp_path / 'run.pth').read_bytes() == files[tmp_path / 'run.pth']
 
 
 def test_a_damaged_checkpoint_is_refused(command, tmp_path, capsys):
     (tmp_path / 'run.ckpt').write_bytes(b'PK\x03\x04 cut short')
-    assert 'run.ckpt: cannot be read' in refusal(command('run', '--resume'), capsys)
+    assert 'run.ckpt: cannot be read' in assert_refused(capsys, 'contrast_train', *command('--resume'))
     torch.save({'model': {}}, tmp_path / 'run.ckpt')
-    assert 'run.ckpt: is not a training checkpoint' in refusal(command('run', '--resume'), capsys)
+    assert 'run.ckpt: is not a training checkpoint' in assert_refused(capsys, 'contrast_train', *command('--resume'))
+
+
+# ---------------------------------------------------------------- checkpoints of older code
+
+def train_until(step, arguments):
+    """Train until the end of a step, in which a SIGTERM comes: the run saves and leaves."""
+    update = Run.update
+
+    def update_and_signal(run, terms, weights):
+        update(run, terms, weights)
+        if run.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Run, 'update', update_and_signal)
+        train(*arguments)
+
+
+def add_flag(monkeypatch, **options):
+    """From now on every script that trains has one flag more, --strength. options: of add_argument."""
+    add_run_flags = cli.add_run_flags
+
+    def with_one_more(parser):
+        add_run_flags(parser)
+        parser.add_argument('--strength', type=float, **options)
+    monkeypatch.setattr(cli, 'add_run_flags', with_one_more)
+
+
+@pytest.fixture(scope='module')
+def stopped_run(toy, tmp_path_factory):
+    """The folder of a run that a SIGTERM stopped four steps before its end."""
+    folder, step = tmp_path_factory.mktemp('stopped'), STEPS - 4
+    train_until(step, arguments_of(toy, folder))
+    assert checkpoint.read_checkpoint(folder / 'run.ckpt')['step'] == step
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_run, tmp_path):
+    """tmp_path with a copy of that run."""
+    return shutil.copytree(stopped_run, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize('options, flags', [
+    ({'default': 0.}, ()), ({'default': 0., 'before': 0.}, ()), ({}, ()),
+    ({'default': 0.5, 'before': 0.}, ('--strength', 0))], ids=['neutral', 'neutral, stated', 'none', 'set back'])
+def test_a_checkpoint_made_before_a_flag_existed_resumes(command, stopped, monkeypatch, uninterrupted, options, flags):
+    add_flag(monkeypatch, **options)
+    train(*command('--resume', *flags))
+    assert (stopped / 'run.losses.jsonl').read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize('options, flags, change', [
+    ({'default': 0.5, 'before': 0.}, (), '0.0 -> 0.5'),
+    ({'default': 0.}, ('--strength', 0.25), '0.0 -> 0.25'),
+    ({}, ('--strength', 0.25), 'None -> 0.25')], ids=['by its default', 'by the user', 'from none'])
+def test_a_checkpoint_made_before_a_flag_existed_is_refused_where_it_changes_the_run(
+        command, stopped, capsys, monkeypatch, options, flags, change):
+    before = tree_bytes(stopped)
+    add_flag(monkeypatch, **options)
+    message = assert_refused(capsys, 'contrast_train', *command('--resume', *flags))
+    assert f'run.ckpt: was made with other settings (strength {change}); resume with those' in message
+    assert tree_bytes(stopped) == before
+
+
+@pytest.mark.parametrize('version', [None, 1])
+def test_a_checkpoint_of_an_older_format_is_refused(command, stopped, capsys, version):
+    state = torch.load(stopped / 'run.ckpt', weights_only=True)
+    state['format'] = version
+    torch.save({key: value for key, value in state.items() if value is not None}, stopped / 'run.ckpt')
+    message = assert_refused(capsys, 'contrast_train', *command('--resume'))
+    assert 'run.ckpt: was made by an older version of this code; finish the run with that version' in message
+    train(*command('--overwrite', *ONE_EPOCH))  # the way out that the message names
+    assert len(rows_of(stopped)) == 6
+
+
+GIVEN = {'baseline', 'la_crf_dir', 'ha_crf_dir'}  # flags that `parsed` does not leave at their defaults
+
+
+@pytest.mark.parametrize('name, baseline', [*(('contrast_train', name) for name in RECIPES), ('aff_train', None)])
+def test_every_setting_that_a_checkpoint_lacks_counts_as_its_default(name, baseline):
+    parser, args = parsed(name, baseline)
+    settings, before = vars(args), cli.values_before(parser, args)
+    for missing in settings.keys() - checkpoint.UNCHECKED - GIVEN:
+        older = json.loads(json.dumps({key: value for key, value in settings.items() if key != missing}))
+        checkpoint.check_settings('run.ckpt', older, settings, before)
+        with pytest.raises(UserError, match=rf'other settings \({missing} .* -> another\)'):
+            checkpoint.check_settings('run.ckpt', older, settings | {missing: 'another'}, before)
+
+
+def test_the_value_before_a_flag_is_the_one_stated_else_the_baselines_else_the_default():
+    parser, _ = parsed('contrast_train', 'eps')
+    parser.add_argument('--stated', default=3, before=2)
+    parser.add_argument('--none', default=3, before=None)
+    parser.add_argument('--silent', default=3)
+    args = parser.parse_args(['--weights', 'w', '--session_name', 's', '--baseline', 'eps', '--stated', '5'])
+    before = cli.values_before(parser, args)
+    assert (before['stated'], before['none'], before['silent']) == (2, None, 3)
+    assert (before['max_epoches'], before['w_saliency'], before['batch_size']) == (15, 1., 8)
+
+
+def test_settings_that_compute_nothing_may_change_and_one_that_is_gone_may_not():
+    settings = dict.fromkeys(checkpoint.UNCHECKED, 'here') | {'lr': 0.1, 'sizes': (1, 2)}
+    moved = dict.fromkeys(checkpoint.UNCHECKED, 'there') | {'lr': 0.1, 'sizes': [1, 2]}  # JSON knows no tuples
+    checkpoint.check_settings('run.ckpt', moved, settings, {})
+    with pytest.raises(UserError, match='gone 7 -> None'):
+        checkpoint.check_settings('run.ckpt', moved | {'gone': 7}, settings, {})
 
 
 # ---------------------------------------------------------------- one run, its files
 
-def test_what_a_run_leaves(command, toy, tmp_path, capsys):
-    train(command('run', '--max_epoches', '1', '--picture_every', '4', '--val_list', str(toy.val), '--seed', '3'))
+def test_a_run_leaves_weights_checkpoint_description_logs_and_pictures(command, toy, tmp_path, capsys):
+    train(*command(*ONE_EPOCH, '--picture_every', 4, '--val_list', toy.val, '--seed', 3))
     names = {'run.pth', 'run.ckpt', 'run.json', 'run.losses.jsonl', 'run.maps.png', 'tensorboard'}
     assert {path.name for path in tmp_path.iterdir()} == names
-    rows = losses(tmp_path / 'run')
+    rows = rows_of(tmp_path)
     assert [row['step'] for row in rows] == list(range(6))
+    recipe = RECIPES['seam']
     for row in rows:
-        total = sum(weight * row[name] for name, weight in WEIGHTS.items())
-        assert row.keys() == {'step', 'loss', *WEIGHTS} and row['loss'] == pytest.approx(total, rel=1e-5)
+        assert row['loss'] == pytest.approx(sum(recipe.weights[name] * row[name] for name in recipe.terms), rel=1e-5)
 
     info = json.loads((tmp_path / 'run.json').read_text())
     assert info['settings']['lr'] == 0.05 and info['settings']['momentum'] == 5e-4
@@ -177,83 +287,107 @@ def test_what_a_run_leaves(command, toy, tmp_path, capsys):
     assert 'warning: total batch 2 < 8' in out and 'val/mAP' in out
 
     state = torch.load(tmp_path / 'run.pth', weights_only=True)
-    Net(width=1 / 16).load_state_dict(state)  # strict: plain, complete, nothing else
+    Net(VOC.num_classes, 1 / 16).load_state_dict(state)  # strict: plain, complete, nothing else
 
     events = EventAccumulator(str(tmp_path / 'tensorboard' / 'run')).Reload()
-    training_tags = {f'train/{name}' for name in ('loss', 'lr', *WEIGHTS)}
-    assert set(events.Tags()['scalars']) == training_tags | {'val/cls', 'val/mAP'}
+    for name in ('train/loss', 'train/lr', 'val/cls', 'val/mAP', *(f'train/{name}' for name in TERMS)):
+        assert name in events.Tags()['scalars']
     assert [scalar.value for scalar in events.Scalars('train/cls')] == pytest.approx([row['cls'] for row in rows])
     assert [picture.step for picture in events.Images('maps')] == [4, 6]
     assert events.Tags()['tensors'] == ['run/text_summary']
 
 
-def test_no_warning_for_a_batch_of_eight(command, capsys):
-    train(command('run', '--max_epoches', '1', '--batch_size', '8'))
-    train(command('seam', '--max_epoches', '1', *(f'--w_{name}=0' for name in contrast.TERMS)))
+def test_the_checkpoint_holds_all_settings_and_its_format(command, tmp_path):
+    train(*command(*ONE_EPOCH))
+    state = checkpoint.read_checkpoint(tmp_path / 'run.ckpt')
+    assert (state['format'], state['step'], state['epoch']) == (2, 6, 1)
+    expected = {'baseline': 'seam', 'network': 'network.resnet38_contrast', 'lr': 0.05, 'batch_size': 2, 'w_er': 1.,
+                'w_intra': 0.1, 'bg_threshold': 0.2, 'num_workers': 0, 'resize_long': [40, 64]}
+    for name, value in expected.items():
+        assert state['settings'][name] == value, name
+    for name in ('model', 'optimizer', 'scheduler', 'scaler', 'random'):
+        assert state[name] is not None, name
+
+
+def test_no_warning_for_a_batch_of_eight_or_without_contrast(command, tmp_path, capsys):
+    train(*command(*ONE_EPOCH, '--batch_size', 8))
+    train(*command(*ONE_EPOCH, '--session_name', tmp_path / 'seam', *(f'--w_{name}=0' for name in contrast.TERMS)))
     assert 'warning: total batch' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('off', [contrast.TERMS, ('ecr', 'intra'), tuple(name for name in WEIGHTS if name != 'cls')])
+@pytest.mark.parametrize('off', [contrast.TERMS, ('ecr', 'intra'), TERMS[1:]])
 def test_a_weight_of_zero_switches_the_term_off(command, tmp_path, off):
-    train(command('run', '--max_epoches', '1', *(f'--w_{name}=0' for name in off)))
-    assert all(row.keys() == {'step', 'loss', *WEIGHTS} - set(off) for row in losses(tmp_path / 'run'))
+    train(*command(*ONE_EPOCH, *(f'--w_{name}=0' for name in off)))
+    for row in rows_of(tmp_path):
+        assert not row.keys() & set(off) and row.keys() >= set(TERMS) - set(off)
 
 
 def test_nothing_left_to_train_is_refused(command, capsys):
-    assert 'all weights are 0' in refusal(command('run', *(f'--w_{name}=0' for name in WEIGHTS)), capsys)
+    message = assert_refused(capsys, 'contrast_train', *command(*(f'--w_{name}=0' for name in TERMS)))
+    assert 'all weights are 0' in message
 
 
 def test_bf16_stays_close_to_float32(command, tmp_path):
     # Without the intra-view term, whose sampling may choose other pixels after a rounding.
+    rows = []
     for amp in ('off', 'bf16'):
-        train(command(amp, '--amp', amp, '--max_epoches', '1', '--lr', '0.01', '--w_intra', '0'))
-    exact, rounded = losses(tmp_path / 'off'), losses(tmp_path / 'bf16')
+        train(*command(*ONE_EPOCH, '--session_name', tmp_path / amp, '--amp', amp, '--lr', 0.01, '--w_intra', 0))
+        rows.append(read_loss_log(tmp_path / f'{amp}.losses.jsonl'))
+    exact, rounded = rows
     assert exact != rounded
     assert rounded[0] == pytest.approx(exact[0], rel=0.03, abs=1e-3)
     assert [row['loss'] for row in rounded] == pytest.approx([row['loss'] for row in exact], rel=0.03)
 
 
 def test_fp16_needs_a_gpu(command, capsys):
-    assert 'needs a CUDA device' in refusal(command('run', '--amp', 'fp16'), capsys)
+    assert 'needs a CUDA device' in assert_refused(capsys, 'contrast_train', *command('--amp', 'fp16'))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_terms(command, tmp_path, capsys):
-    message = refusal(command('run', '--lr', '1e30'), capsys)
+    message = assert_refused(capsys, 'contrast_train', *command('--lr', 1e30))
     assert 'not finite at step' in message and 'cls = ' in message and 'lower the learning rate' in message
     assert not (tmp_path / 'run.pth').exists() and not list(tmp_path.glob('.*'))
-    assert all(abs(row['loss']) < float('inf') for row in losses(tmp_path / 'run'))
+    assert all(abs(row['loss']) < float('inf') for row in rows_of(tmp_path))
 
 
 # ---------------------------------------------------------------- the loop itself
 
-def make_run(folder, resume=False):
+IMAGES = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))  # four batches of two; one is left out
+
+
+def make_run(folder, *flags):
     """A Run of a net with one layer: learning rates 0.1 and 0.2, two epochs of four steps."""
     net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD([{'params': net.weight, 'lr': 0.1}, {'params': net.bias, 'lr': 0.2}], momentum=0.9)
-    flags = SimpleNamespace(resume=resume, overwrite=False, log_every=1, save_every=3)
-    return Run(folder / 'run', net, optimizer, device=torch.device('cpu'), amp='off', seed=0, batch_size=2,
-               steps_per_epoch=4, max_step=8, settings={}, flags=flags, tblog_dir=folder / 'log', workers=0)
+    args = run_flags(folder, '--log_every', 1, '--save_every', 3, *flags)
+    return Run(folder / 'run', net, optimizer, device=torch.device('cpu'), args=args, before={}, images=len(IMAGES),
+               batch_size=2, epochs=2)
 
 
-def test_poly_schedule(tmp_path):
+def step_of(run, batch):
+    """One step that lowers the mean square of the net's output."""
+    run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
+
+
+def test_the_schedule_is_polynomial(tmp_path):
     run = make_run(tmp_path)
-    for batch in run.batches(torch.randn(9, 2)):
+    for batch in run.batches(IMAGES):
         factor = (1 - run.step / 8) ** 0.9
         assert [group['lr'] for group in run.optimizer.param_groups] == pytest.approx([0.1 * factor, 0.2 * factor])
         assert (run.epoch, len(batch)) == (run.step // 4, 2)
-        run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
+        step_of(run, batch)
     assert run.step == 8 and run.optimizer.param_groups[0]['lr'] == 0.
     run.finish()
 
 
-def test_weighted_sum_is_what_is_minimised(tmp_path):
+def test_the_weighted_sum_is_what_is_minimised(tmp_path):
     run = make_run(tmp_path)
     start = run.net.weight.detach().clone()
-    for batch in run.batches(torch.ones(8, 2)):
+    for batch in run.batches(IMAGES):
         run.update({'up': run.net.weight.sum(), 'down': -run.net.weight.sum()}, {'up': 3., 'down': 1., 'absent': 5.})
         break
     torch.testing.assert_close(run.net.weight.detach(), start - 0.1 * (3. - 1.))
-    row, = read_loss_log(tmp_path / 'run.losses.jsonl')
+    row, = rows_of(tmp_path)
     assert row['loss'] == pytest.approx(3 * row['up'] + row['down'])
 
 
@@ -261,8 +395,8 @@ def test_a_checkpoint_is_written_every_so_often_and_after_each_epoch(tmp_path, m
     run = make_run(tmp_path)
     saved = []
     monkeypatch.setattr(run, 'save', lambda: saved.append(run.step))
-    for batch in run.batches(torch.randn(8, 2)):
-        run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
+    for batch in run.batches(IMAGES):
+        step_of(run, batch)
     assert saved == [3, 4, 6, 8]
 
 
@@ -271,8 +405,8 @@ def test_signals_are_noted_and_handed_back_after_training(tmp_path, sent):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     run = make_run(tmp_path)
     with pytest.raises(SystemExit) as end:
-        for batch in run.batches(torch.randn(8, 2)):
-            run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
+        for batch in run.batches(IMAGES):
+            step_of(run, batch)
             for number in sent:
                 os.kill(os.getpid(), number)
     assert end.value.code == 128 + sent[0] and run.step == 1 and (tmp_path / 'run.ckpt').exists()
@@ -280,14 +414,14 @@ def test_signals_are_noted_and_handed_back_after_training(tmp_path, sent):
 
 
 def test_steps_logged_after_the_checkpoint_are_dropped_on_resuming(tmp_path):
-    run, log = make_run(tmp_path), tmp_path / 'run.losses.jsonl'
-    for batch in run.batches(torch.randn(8, 2)):
-        run.update({'a': run.net(batch).square().mean()}, {'a': 1.})
+    run = make_run(tmp_path)
+    for batch in run.batches(IMAGES):
+        step_of(run, batch)
         if run.step == 4:
             break  # as a kill would, after the checkpoint of step 3
-    rows = read_loss_log(log)
+    rows = rows_of(tmp_path)
     assert [row['step'] for row in rows] == [0, 1, 2, 3]
-    with open(log, 'a') as file:
+    with open(tmp_path / 'run.losses.jsonl', 'a') as file:
         file.write('{"step": 4, "lo')  # cut short
-    assert make_run(tmp_path, resume=True).step == 3
-    assert read_loss_log(log) == rows[:3]
+    assert make_run(tmp_path, '--resume').step == 3
+    assert rows_of(tmp_path) == rows[:3]

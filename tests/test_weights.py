@@ -1,33 +1,43 @@
-"""network/weights.py: .params in three layouts, .pth and .ckpt, hostile files, the load report, the EPS layout."""
+"""network/weights.py, network/mxnet.py: .params in three layouts, .pth and .ckpt, hostile files, loading, EPS."""
 import json
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import GOLDEN, filled
 
 from engine.errors import UserError
-from golden.fill import fill_state_dict
+from engine.networks import load_with_report
 from network import weights
+from network.mxnet import mxnet_key, read_mxnet
 from network.resnet38_contrast import Net
+from voc12.classes import VOC
 
-GOLDEN = Path(__file__).parent / 'golden'
 LAYOUTS = ('legacy', 'v1', 'v2')
 WIDTH = 1 / 32
+NEW_LAYERS = ('fc8', 'fc_proj', 'f8_3', 'f8_4', 'f9')  # those that no ImageNet file has
 
 
 @pytest.fixture(scope='module')
 def backbone():
-    return weights.read_weights(GOLDEN / 'params' / 'resnet38_w32_v2.params')
+    """The golden backbone."""
+    return read_mxnet(GOLDEN / 'params' / 'resnet38_w32_v2.params')
 
 
 @pytest.fixture(scope='module')
 def full():
     """A state dict of the whole network."""
-    return fill_state_dict(Net(width=WIDTH).state_dict())
+    return filled(Net, VOC.num_classes, WIDTH).state_dict()
+
+
+@pytest.fixture
+def net():
+    """A network to load into, with random weights."""
+    torch.manual_seed(0)
+    return Net(VOC.num_classes, WIDTH)
 
 
 def write(path, value):
@@ -42,14 +52,14 @@ def equal(first, second):
 # ---------------------------------------------------------------- .params
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_params_layouts_are_identical(backbone, layout):
+def test_params_in_every_layout_are_the_same_tensors(backbone, layout):
     assert equal(weights.read_weights(GOLDEN / 'params' / f'resnet38_w32_{layout}.params'), backbone)
 
 
 def test_params_have_the_published_keys_and_values(backbone):
     manifest = json.loads((GOLDEN / 'keys' / 'manifest_resnet38_contrast.json').read_text())
     own = {key for key in manifest
-           if key.split('.')[0] not in Net.from_scratch and not key.endswith('num_batches_tracked')}
+           if key.split('.')[0] not in NEW_LAYERS and not key.endswith('num_batches_tracked')}
     assert set(backbone) == own
     for name, key in (('arg:conv1a_weight', 'conv1a.weight'),
                       ('arg:res5b2_branch2b1_weight', 'b5_2.conv_branch2b1.weight'),
@@ -73,14 +83,15 @@ def params_file(path, arrays, kind=0, shape=None, storage=0, count=None, names=N
 
 
 @pytest.mark.parametrize('kind, dtype', list(enumerate(['<f4', '<f8', '<f2', 'u1', '<i4', 'i1', '<i8'])))
-def test_params_types(tmp_path, kind, dtype):
+def test_params_of_every_type_become_float32(tmp_path, kind, dtype):
     values = np.arange(6).reshape(1, 2, 3).astype(dtype)
     state = weights.read_weights(params_file(tmp_path / 'x.params', {'arg:res2a_branch1_weight': values}, kind))
     assert state['b2.conv_branch1.weight'].dtype == torch.float32
     np.testing.assert_array_equal(state['b2.conv_branch1.weight'].numpy(), values)
 
 
-def test_params_names(tmp_path):
+def test_params_names_become_our_keys_without_the_classifier(tmp_path):
+    assert mxnet_key('aux:bn5a_branch2b1_moving_var') == 'b5.bn_branch2b1.running_var'
     names = ['arg:bn2b1_branch2a_gamma', 'arg:linear1000_weight', 'arg:linear1000_bias', 'arg:something']
     state = weights.read_weights(params_file(tmp_path / 'x.params', {name: np.ones(1, np.float32) for name in names}))
     assert list(state) == ['b2_1.bn_branch2a.weight', 'something']
@@ -95,7 +106,7 @@ ONE = {'arg:conv1a_weight': np.ones((2, 3), np.float32)}
     ({'shape': (1,) * 40}, '40 dim'),
     ({'kind': 99}, 'unknown type 99'), ({'storage': 1}, 'sparse'), ({'count': 2 ** 64 - 1}, ''),
     ({'names': []}, '0 names'), ({'names': ['arg:a', 'aux:a']}, 'names')])
-def test_malformed_params(tmp_path, fields, words):
+def test_malformed_params_are_refused_without_allocating_what_they_claim(tmp_path, fields, words):
     tracemalloc.start()
     with pytest.raises(UserError, match='not an MXNet parameter file') as error:
         weights.read_weights(params_file(tmp_path / 'x.params', ONE, **fields))
@@ -104,7 +115,7 @@ def test_malformed_params(tmp_path, fields, words):
     tracemalloc.stop()
 
 
-def test_params_cut_or_changed_anywhere(tmp_path):
+def test_params_cut_or_changed_anywhere_raise_nothing_but_a_user_error(tmp_path):
     whole = (GOLDEN / 'params' / 'resnet38_w32_v1.params').read_bytes()[:3000]
     rng = np.random.default_rng(0)
     path = tmp_path / 'x.params'
@@ -124,7 +135,7 @@ def test_params_cut_or_changed_anywhere(tmp_path):
 
 # ---------------------------------------------------------------- .pth and .ckpt
 
-def test_pth_with_module_prefix_half_precision_and_checkpoint(tmp_path, full):
+def test_a_pth_may_have_a_module_prefix_half_precision_or_be_a_checkpoint(tmp_path, full):
     assert equal(weights.read_weights(write(tmp_path / 'plain.pth', full)), full)
     parallel = {f'module.{key}': value for key, value in full.items()}
     assert equal(weights.read_weights(write(tmp_path / 'parallel.pth', parallel)), full)
@@ -135,19 +146,21 @@ def test_pth_with_module_prefix_half_precision_and_checkpoint(tmp_path, full):
 
 
 class Evil:
+    """Pickles as a call."""
+
     def __reduce__(self):
         return print, ('this must not run',)
 
 
 @pytest.mark.parametrize('value', [Evil(), {'fc8.weight': Evil()}, {}, [1, 2], {'a': 1}, {1: torch.ones(1)},
                                    torch.ones(3)])
-def test_pth_that_is_no_state_dict(tmp_path, capsys, value):
+def test_a_pth_that_is_no_state_dict_is_refused_and_not_run(tmp_path, capsys, value):
     with pytest.raises(UserError):
         weights.read_weights(write(tmp_path / 'x.pth', value))
     assert capsys.readouterr().out == ''
 
 
-def test_unreadable_files(tmp_path, full):
+def test_unreadable_files_are_refused(tmp_path, full):
     whole = write(tmp_path / 'x.pth', full).read_bytes()
     for data in (b'', b'hello', whole[:100], whole[:-100], whole[len(whole) // 2:], bytes(1000)):
         (tmp_path / 'x.pth').write_bytes(data)
@@ -160,29 +173,35 @@ def test_unreadable_files(tmp_path, full):
 
 # ---------------------------------------------------------------- loading
 
-def test_backbone_to_train_from(backbone, capsys):
-    net = Net(width=WIDTH)
+def test_to_train_the_new_layers_may_be_missing_and_keep_their_values(backbone, net):
     before = net.fc8.weight.clone()
     report = weights.load_weights(net, backbone, 'x.params', required='backbone')
-    assert sorted(report.missing) == sorted(f'{layer}.weight' for layer in Net.from_scratch) and not report.left_over
+    assert sorted(report.missing) == sorted(f'{layer}.weight' for layer in NEW_LAYERS) and not report.left_over
+    assert sorted(net.from_scratch) == sorted(NEW_LAYERS)
     assert set(report.loaded) == set(backbone)
     assert torch.equal(net.b5_2.conv_branch2b1.weight, backbone['b5_2.conv_branch2b1.weight'])
     assert torch.equal(net.fc8.weight, before)
-    line, = capsys.readouterr().out.splitlines()
-    assert line.startswith('x.params: ') and 'missing' in line
-    assert f'loaded {len(backbone)} of {len(backbone) + len(Net.from_scratch)}' in line
 
 
-def test_everything_to_infer(full, capsys):
-    net = Net(width=WIDTH)
+def test_to_infer_everything_is_loaded_and_the_rest_of_the_file_reported(full, net):
     report = weights.load_weights(net, full | {'extra.weight': torch.ones(1)}, 'x.pth')
     assert equal(net.state_dict(), full) and report.left_over == ['extra.weight']
+
+
+def test_loading_is_reported_in_one_line_by_the_scripts_and_silent_else(backbone, full, net, capsys):
+    weights.load_weights(net, full, 'x.pth')
+    assert capsys.readouterr().out == ''
+    load_with_report(net, backbone, 'x.params', required='backbone')
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith('x.params: a ResNet-38 backbone of width 0.03125; ') and 'missing' in line
+    assert f'loaded {len(backbone)} of {len(backbone) + len(NEW_LAYERS)}' in line
+    load_with_report(net, full | {'extra.weight': torch.ones(1)}, 'x.pth')
     assert 'left over in the file: extra' in capsys.readouterr().out
 
 
-def test_old_files_lack_counters(full):
+def test_files_without_step_counters_are_complete(full, net):
     old = {key: value for key, value in full.items() if not key.endswith('num_batches_tracked')}
-    report = weights.load_weights(Net(width=WIDTH), old, 'x.pth')
+    report = weights.load_weights(net, old, 'x.pth')
     assert not report.missing and not report.left_over
 
 
@@ -196,9 +215,9 @@ def test_old_files_lack_counters(full):
     (lambda s: s | {'f8_5.weight': torch.ones(1), 'f9.weight': torch.ones(448, 448, 1, 1)}, 'all',
      ['AffinityNet', '(448, 448, 1, 1)']),
     (lambda s: s | {'fc8.weight': torch.ones(81, 128, 1, 1)}, 'all', ['(81, 128, 1, 1)', '(21, 128, 1, 1)']),
-    (lambda s: s | {'fc8.weight': s['fc8.weight'] / 0}, 'all', ['fc8.weight', 'not finite'])])
-def test_what_does_not_fit_is_refused_and_changes_nothing(full, change, required, words):
-    net = Net(width=WIDTH)
+    (lambda s: s | {'fc8.weight': s['fc8.weight'] / 0}, 'all', ['fc8.weight', 'not finite'])],
+    ids=['no projection', 'no b4', 'a ResNet', 'a DeepLab', 'anything', 'an AffinityNet', 'other classes', 'infinite'])
+def test_what_does_not_fit_is_refused_and_changes_nothing(full, net, change, required, words):
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with pytest.raises(UserError) as error:
         weights.load_weights(net, change(full), 'x.pth', required)
@@ -208,14 +227,14 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(full, change, required
 
 def test_another_width_is_refused(full):
     with pytest.raises(UserError, match='of width 0.03125; conv1a.weight has shape'):
-        weights.load_weights(Net(width=1 / 16), full, 'x.pth')
+        weights.load_weights(Net(VOC.num_classes, 1 / 16), full, 'x.pth')
 
 
 # ---------------------------------------------------------------- the net that fits
 
 @pytest.mark.parametrize('width', [1 / 32, 1 / 8])
 def test_width_is_read_from_the_weights(width):
-    state = Net(width=width).state_dict()
+    state = Net(VOC.num_classes, width).state_dict()
     assert weights.width_of_weights(state) == width
     assert weights.width_of_weights({f'backbone.{key}': value for key, value in state.items()}) == width
     net = weights.build_net('network.resnet38_contrast', state, num_classes=5)
@@ -229,7 +248,7 @@ def test_width_of_other_networks_is_one():
 
 @pytest.mark.parametrize('name', ['network.nothing', 'nothing.resnet38_contrast', 'os', 'network', '', '.x',
                                   'network/resnet38_contrast.py'])
-def test_unknown_network(name):
+def test_a_name_of_no_network_is_refused(name):
     with pytest.raises(UserError, match='--network'):
         weights.build_net(name, {})
 
@@ -251,17 +270,17 @@ def published_eps(full):
     return state
 
 
-def test_eps_layout_round_trip(full, published_eps):
+def test_the_eps_layout_goes_there_and_back_bit_by_bit(full, published_eps):
     assert equal(weights.from_published_eps(published_eps), full)
     assert equal(weights.to_published_eps(weights.from_published_eps(published_eps)), published_eps)
     assert list(weights.to_published_eps(full)) == list(published_eps)
 
 
-def test_eps_is_recognised_when_read(tmp_path, full, published_eps):
+def test_eps_with_contrast_is_recognised_when_read(tmp_path, full, published_eps):
     assert equal(weights.read_weights(write(tmp_path / 'eps.pth', published_eps)), full)
 
 
-def test_plain_eps_must_be_named(tmp_path, full, published_eps):
+def test_plain_eps_must_be_named_background_last(tmp_path, full, published_eps):
     plain = {key: value for key, value in published_eps.items() if not key.startswith(('proj_fc', 'f8', 'f9'))}
     path = write(tmp_path / 'eps.pth', plain)
     assert torch.equal(weights.read_weights(path)['fc8.weight'], published_eps['fc8.weight'])

@@ -33,7 +33,7 @@ class ViewPixels:
 def pseudo_labels(revised, label, bg_threshold):
     """Scores and pseudo labels of a view from its revised CAMs. METHOD 3.4.
 
-    revised (N, C, h, w), label (N, K) → scores (N, C, h, w), about 0..1, all classes; labels (N, h, w) int64, mask
+    revised (N, C, h, w), label (N, C − 1) → scores (N, C, h, w), about 0..1, all classes; labels (N, h, w) int64, mask
     values, only classes of the image-level label and background.
     """
     scores = score_norm(revised)
@@ -108,7 +108,7 @@ def losses(view1, view2, label, *, wanted=TERMS, bg_threshold=0.20, fraction=1 /
     """The named contrast terms {'cross_prototype', 'cross_cam', 'intra'}, unweighted; only those `wanted`.
 
     view1, view2: tool.cam.View with revised CAMs and features. View 1 is brought to the size of view 2's maps (16×16
-    as published). label (N, K). bg_threshold: background score 0..1 of the pseudo labels. fraction: of one image's
+    as published). label (N, C − 1). bg_threshold: background score 0..1 of the pseudo labels. fraction: of one image's
     pixels, the number that a prototype averages over the whole batch.
     """
     size = view2.features.shape[2:]

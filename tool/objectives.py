@@ -14,13 +14,15 @@ def cam(view1, view2, target, recipe):
 
 
 def seam(view1, view2, target, recipe):
-    """SEAM with contrast."""
-    return seam_losses.losses(view1, view2, target) | contrast_terms(view1, view2, target, recipe)
+    """SEAM with contrast; where no term with a weight needs revised CAMs, the views have none."""
+    losses = seam_losses.losses if 'pcm' in recipe.needs else seam_losses.classification
+    return losses(view1, view2, target) | contrast_terms(view1, view2, target, recipe)
 
 
 def eps(view1, view2, target, recipe):
-    """EPS with SEAM's regularisation and contrast."""
-    return (eps_losses.losses(view1, view2, target, recipe.tau, recipe.alpha)
+    """EPS with SEAM's regularisation and contrast; without revised CAMs, as in seam."""
+    losses = eps_losses.losses if 'pcm' in recipe.needs else eps_losses.plain_losses
+    return (losses(view1, view2, target, recipe.tau, recipe.alpha)
             | contrast_terms(view1, view2, target, recipe))
 
 

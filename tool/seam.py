@@ -24,7 +24,7 @@ class PresentChannels(NamedTuple):
 class Target(NamedTuple):
     """What the losses know of a batch of images.
 
-    label (N, K): image-level labels, 0 or 1 per foreground class. present: the channels that they allow.
+    label (N, C − 1): image-level labels, 0 or 1 per foreground class. present: the channels that they allow.
     saliency (N, 1, H, W), 0..1, of view 1's images; None for a baseline without saliency.
     """
     label: torch.Tensor
@@ -37,7 +37,7 @@ class Target(NamedTuple):
 
 
 def present_channels(label):
-    """The PresentChannels of image-level labels (N, K). Call it on the CPU: their number depends on the values."""
+    """The PresentChannels of image-level labels (N, C − 1). Call it on the CPU: their number depends on the values."""
     slots = max(1, int(label.sum(1).max()))
     mask, foreground = label.sort(dim=1, descending=True, stable=True)
     mask, foreground = mask[:, :slots], (foreground[:, :slots] + 1) * (mask[:, :slots] > 0)
@@ -53,7 +53,7 @@ def select(maps, present):
 def classification_loss(cam, label, size):
     """Multilabel soft margin of the spatial mean of the CAM at `size` against the label.
 
-    cam (N, C, h, w) at feature size, label (N, K), size (H, W). Enlarging is linear, so the mean of the enlarged CAM
+    cam (N, C, h, w) at feature size, label (N, C − 1), size (H, W). Enlarging is linear, so the mean of the enlarged CAM
     is a weighted mean of the small one: its weights are the column means of the two interpolation matrices.
     """
     rows, columns = (_interpolation_mean(small, large, cam) for small, large in zip(cam.shape[2:], size))

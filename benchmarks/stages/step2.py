@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from aff_prepare import prepare
 from benchmarks import inputs
-from benchmarks.frame import Case, Stage
+from benchmarks.frame import Case
+from data.cams import save_cams
 from data.probabilities import read_probabilities
 from engine import files
-from reference import affinity_labels as published
+from engine.crf_workers import write_probabilities
+from reference import affinity_labels as published_labels
+from reference import crf as published
 from reference.walk import dense_walk
 from tool import affinity, seeds
 from tool import crf as dense
@@ -47,7 +49,6 @@ def crf(options, size=inputs.SIZE, num_classes=VOC.num_classes):
 
 def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
     """aff_prepare.py on one image: from the CAMs to the files of two alphas."""
-
     height, width = size
     photo = inputs.photo(height, width)
     classes, cams = inputs.cams(height, width)
@@ -56,12 +57,13 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
     out = {side: {alpha: files.out_dir(root / side / f'{alpha:.2f}', '--out_crf') for alpha in alphas}
            for side in ('ours', 'published')}
     Image.fromarray(photo).save(root / 'photo.jpg', quality=95)
-    files.save_npy(root / 'photo.npy', dict(zip(classes.tolist(), cams)))
+    save_cams(root / 'photo.npy', classes, cams)
 
     def ours():
-        prepare('photo', root, root, out['ours'], 10, False, True)
+        write_probabilities('photo', root, root, out['ours'], iterations=10, num_classes=VOC.num_classes,
+                            convert_rgb=False, overwrite=True)
 
-    def theirs(_=folder):
+    def theirs(_=folder):  # the argument keeps the folder
         image = np.asarray(Image.open(root / 'photo.jpg'))
         maps = np.load(root / 'photo.npy', allow_pickle=True).item()  # our own file; the published code reads it so
         stack = np.zeros((VOC.num_classes, *image.shape[:2]), np.float32)
@@ -72,14 +74,14 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
             np.save(path / 'photo.npy', published.affinity_crf(image, stack.argmax(0)))
 
     def check(*_):
-        shares = []
+        words = []
         for alpha in alphas:
-            labels, scores = read_probabilities(out['ours'][alpha] / 'photo.npy')
+            labels, scores = read_probabilities(out['ours'][alpha] / 'photo.npy', VOC.num_classes)
             whole = np.load(out['published'][alpha] / 'photo.npy')
-            shares.append(inputs.alike(labels[scores.argmax(0)], whole.argmax(0), what=f'alpha {alpha:g}'))
+            words.append(inputs.alike(labels[scores.argmax(0)], whole.argmax(0), what=f'alpha {alpha:g}'))
         disk = {side: sum(path.stat().st_size for path in (root / side).rglob('*.npy')) for side in out}
         case.extra['disk, ours over published'] = disk['ours'] / disk['published']
-        return ', '.join(shares)
+        return ', '.join(words)
 
     case = Case(ours, theirs, check, bytes=2 * crf_bytes(len(classes) + 2, height * width), single_core=True)
     return case
@@ -87,7 +89,6 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
 
 def affinity_labels(options, repeats=10):
     """The labels of a crop's pairs from the two CRFs' scores: cells, then pairs."""
-
     torch.set_num_threads(1)  # the cells' labels are made in a loader's worker
     classes, cams = inputs.cams(448, 448)
     maps = []
@@ -107,8 +108,8 @@ def affinity_labels(options, repeats=10):
 
     def theirs():
         for _ in range(repeats):
-            cells = published.cell_labels(*full)
-            pairs = published.pair_labels(cells)
+            cells = published_labels.cell_labels(*full)
+            pairs = published_labels.pair_labels(cells)
         return cells, pairs
 
     def check(a, b):
@@ -144,16 +145,3 @@ def random_walk_memory(options, size):
     case = random_walk(options, size)
     case.published = random_walk(options, size, logt=1).published
     return case
-
-
-STAGES = [
-    Stage('crf', 'CRF of a seed, 375x500, 2 classes, one core', crf, quick={'size': (150, 200)}, aim=2.3,
-          limit='Nine tenths of ours is pydensecrf: building the lattices, a third of it, costs both sides the same.'),
-    Stage('aff_prepare', 'aff_prepare, two alphas, 375x500', aff_prepare, quick={'size': (150, 200)}, aim=3,
-          aim_text='disk at most 0.125'),
-    Stage('affinity_labels', 'affinity labels of a crop of 448', affinity_labels, aim=3),
-    Stage('random_walk', 'random walk, 375x500', random_walk, quick={'size': (250, 334)}, aim=30),
-    Stage('random_walk_memory', 'random walk, 1000x1000, memory only',
-          random_walk_memory, {'size': (1000, 1000)}, {'size': (500, 667)}, timed=False,
-          aim_text='ours under 1 GiB, dense over 2 GiB'),
-]

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from benchmarks import inputs
-from benchmarks.frame import Case, Stage
+from benchmarks.frame import Case
 from data import segmentation as data
+from data.cams import save_cams
 from data.classes import ClassSet
 from data.masks import save_mask
 from engine import files
 from engine.device import to_device
-from engine.evaluation import evaluate
+from engine.evaluation import evaluate_cams
 from engine.files import REPO
 from network import deeplab as networks
 from reference import curve as published
@@ -26,8 +27,7 @@ from voc12.classes import VOC
 
 
 def deeplab(options, size, name='deeplabv2_resnet101', width=1.0):
-    """Multi-scale logits of one photo: six scales and their mirror images, without the CRF."""
-
+    """Multi-scale logits of one photo: six scales and their flips, without the CRF."""
     device = torch.device(options.device)
     config = configs.Config()
     net = inputs.network(networks.build, name=name, num_classes=VOC.num_classes, width=width)
@@ -53,7 +53,7 @@ def write_images(folder, images, size, num_foreground):
         files.out_dir(folder / name, '--out')
     for image in ids:
         keys = rng.choice(num_foreground, rng.integers(1, 4), replace=False)
-        files.save_npy(folder / 'cam' / f'{image}.npy', {int(k): rng.random(size, np.float32) for k in keys})
+        save_cams(folder / 'cam' / f'{image}.npy', keys, [rng.random(size, np.float32) for _ in keys])
         gt = rng.choice([0, IGNORE, *(keys + 1)], [side // 8 + 1 for side in size]).astype(np.uint8)
         save_mask(folder / 'gt' / f'{image}.png', gt.repeat(8, 0).repeat(8, 1)[:size[0], :size[1]], VOC.palette)
     return ids
@@ -69,15 +69,15 @@ def curve(options, images=200, size=inputs.SIZE, num_classes=VOC.num_classes):
     ids = write_images(root, images, size, classes.num_foreground)
     some = CURVE[::30]
 
-    def ours(_=folder):
-        return evaluate(ids, root / 'cam', root / 'gt', classes, 'npy', CURVE).miou
+    def ours(_=folder):  # the argument keeps the folder
+        return evaluate_cams(ids, root / 'cam', root / 'gt', classes, CURVE).miou
 
     def theirs():
         return published.curve(ids, root / 'cam', root / 'gt', num_classes, some)
 
     read = images * size[0] * size[1] * (2 * 4 + 1)
     return Case(ours, theirs, lambda a, b: inputs.close(a[::30], b, 1e-6, 'mIoU'), bytes=read, single_core=True,
-                published_share=len(some) / len(CURVE))
+                published_fraction=len(some) / len(CURVE))
 
 
 def start_up(options):
@@ -98,12 +98,3 @@ def start_up(options):
         return 'the help is printed'
 
     return Case(ours, theirs, check, single_core=True, in_process=False)
-
-
-STAGES = [
-    Stage('curve', 'eval.py --curve, 60 scores, 200 images of 375x500', curve,
-          quick={'images': 20, 'size': (188, 250)}, aim=30),
-    Stage('deeplab', 'DeepLab v2 multi-scale test, photo 120x160', deeplab, {'size': (120, 160)}, {'size': (60, 80)},
-          aim=1.2, on_device=True, limit='On a CPU nine tenths of both sides are the same convolutions.'),
-    Stage('start_up', 'contrast_train.py --help', start_up, aim_text='under 1 s'),
-]
