@@ -74,11 +74,14 @@ def multi_scale(cams_of, scaled, present, size):
     total = 0.
     for images in scaled:
         maps = resize(cams_of(images)[:, present + 1].float(), images.shape[2:])
-        total = total + unflipped_sum(maps, size)
+        total = add_unflipped(total, maps, size)
     return score_norm(total[None])[0]
 
 
-def unflipped_sum(maps, size):
-    """Maps of an image and of its flip (2, K, h, w), enlarged to `size` (H, W), the flip turned back: sum (K, H, W)."""
+def add_unflipped(total, maps, size):
+    """total + the maps of an image and of its flip (2, K, h, w), enlarged to `size` (H, W), the flip turned back.
+
+    The sum runs from left to right, total first: another order moves results by a rounding error.
+    """
     maps = F.interpolate(maps, size, mode='bilinear', align_corners=False)
-    return maps[0] + maps[1].flip(2)
+    return total + maps[0] + maps[1].flip(2)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tool import seam
-from tool.cam import EPSILON, unflipped_sum
+from tool.cam import EPSILON, add_unflipped
 
 
 def saliency_loss(cam, saliency, present, tau, alpha):
@@ -72,5 +72,5 @@ def multi_scale(cams_of, scaled, present, size):
     """
     total = 0.
     for images in scaled:
-        total = total + unflipped_sum(cams_of(images).float().softmax(1)[:, present + 1], size)
+        total = add_unflipped(total, cams_of(images).float().softmax(1)[:, present + 1], size)
     return total / (total.amax((1, 2), keepdim=True) + EPSILON)
