@@ -64,7 +64,7 @@ def main(args):
         outputs['npy'] = files.out_dir(args.out_rw_npy, '--out_rw_npy'), '.npy'
     dataset.keep(ids if args.overwrite else files.unfinished(ids, outputs.values()))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
-    net = network_for_inference(args, device)
+    net = network_for_inference(args, device, method='affinity_features')
     settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf, args.crf_iters, VOC)
 
     with WorkerPool(args.num_workers) as workers, torch.inference_mode():

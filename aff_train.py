@@ -38,8 +38,8 @@ def main(args):
     from data.affinity import AffinityCrops
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
-    from engine.pictures import affinity_figure
     from engine.training import Run, parameter_groups
+    from engine.training_pictures import affinity_figure
     from engine.validation import validate_affinity, validation_ids
     from tool.affinity import WEIGHTS, affinity_loss, pair_labels
 
@@ -51,7 +51,7 @@ def main(args):
     dataset = AffinityCrops(ids, *where, train=True, convert_rgb=args.convert_rgb)
     val_ids = in_both_folders(validation_ids(args), args)
     validation = val_ids and AffinityCrops(val_ids, *where, train=False, convert_rgb=args.convert_rgb)
-    net = network_for_training(args, device)
+    net = network_for_training(args, device, method='affinity_features')
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,

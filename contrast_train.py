@@ -35,8 +35,8 @@ def main(args):
     from engine.datasets import training_images, validation_images
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
-    from engine.pictures import cam_figure
     from engine.training import Run, parameter_groups
+    from engine.training_pictures import cam_figure
     from engine.validation import validate_classification
     from network.weights import to_published_eps
     from tool.cam import resize

@@ -58,8 +58,9 @@ def values_before(parser, args):
     defaults = {name: parser.get_default(name) for name in vars(args)}
     if 'baseline' in defaults:
         recipe = RECIPES[args.baseline]
-        defaults |= {name: getattr(recipe, name) for name in defaults if hasattr(recipe, name)}
-        defaults |= {f'w_{name}': recipe.weights.get(name) for name in TERMS}
+        defaults |= {field.name: getattr(recipe, field.name) for field in recipe_settings('train')}
+        # A term that the checkpoint does not know did not exist: it weighed nothing where the recipe has it now.
+        defaults |= {f'w_{name}': 0. if name in recipe.weights else None for name in TERMS}
     return defaults | parser.before
 
 

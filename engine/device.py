@@ -3,6 +3,7 @@ import contextlib
 
 import torch
 
+from engine import runinfo
 from engine.errors import UserError
 
 
@@ -53,3 +54,8 @@ def to_device(net, device, amp):
     """
     last = amp != 'off' and device.type == 'cuda'
     return net.to(device, memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def device_name(device):
+    """Words for a torch.device: the card's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else runinfo.processor()

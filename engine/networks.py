@@ -5,13 +5,14 @@ from engine.errors import UserError
 from network import weights
 
 
-def network_for_training(args, device, recipe=None, **options):
+def network_for_training(args, device, recipe=None, method='cams', **options):
     """The network that --network names, pretrained by --weights, on its device.
 
-    args: flags with network, weights, amp (and background_last). options: for Net. recipe: whose losses it must serve.
+    args: flags with network, weights, amp (and background_last). recipe: whose losses it must serve. method: what its
+    Net must have, 'cams' or 'affinity_features'. options: for Net.
     UserError: no such network, weights that do not fit it, a network that lacks what the recipe needs.
     """
-    net = _load(args, 'backbone', options)
+    net = _load(args, 'backbone', method, options)
     missing = sorted(recipe.needs - net.parts) if recipe else []
     if missing:
         terms = ', '.join(f'--w_{name} 0' for name in recipe.terms_that_need(missing[0]))
@@ -20,12 +21,12 @@ def network_for_training(args, device, recipe=None, **options):
     return to_device(net, device, args.amp)
 
 
-def network_for_inference(args, device, recipe=None, **options):
+def network_for_inference(args, device, recipe=None, method='cams', **options):
     """The network that --network names with all its weights from --weights, on its device, in eval mode.
 
     recipe: whose CAMs it must make; UserError, besides those of weights, for a network that cannot.
     """
-    net = _load(args, 'all', options)
+    net = _load(args, 'all', method, options)
     if recipe and recipe.map == 'revised' and 'pcm' not in net.parts:
         raise UserError('--network', f'{args.network} has no pcm, which --map revised needs',
                         'choose another network, or give --map plain')
@@ -39,8 +40,8 @@ def load_with_report(net, state, path, required='all'):
         print(f'{path}: {weights.describe(state)}; {report}')
 
 
-def _load(args, required, options):
+def _load(args, required, method, options):
     state = weights.read_weights(args.weights, getattr(args, 'background_last', False))
-    net = weights.build_net(args.network, state, **options)
+    net = weights.build_net(args.network, state, method, **options)
     load_with_report(net, state, args.weights, required)
     return net

@@ -5,18 +5,19 @@ import subprocess
 import sys
 from importlib import metadata
 
-import torch
-
 from engine.files import REPO
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'scipy', 'opencv-python-headless', 'pillow', 'pydensecrf2')
 
 
 def describe(settings, device=None, **extra):
-    """The run as a JSON-ready dict: time, command, settings (dict), git commit, versions, hardware, and `extra`."""
+    """The run as a JSON-ready dict: time, command, settings (dict), git commit, versions, hardware, and `extra`.
+
+    device: what computed, in words (engine/device.py); this machine's processor unless given.
+    """
     info = {'time': datetime.datetime.now().isoformat(timespec='seconds'), 'command': sys.argv, 'settings': settings}
     return {**info, **extra, 'git_commit': git_commit(), 'python': platform.python_version(),
-            'packages': versions(), 'platform': platform.platform(), 'device': device_name(device)}
+            'packages': versions(), 'platform': platform.platform(), 'device': device or processor()}
 
 
 def line(info):
@@ -48,8 +49,6 @@ def versions():
     return found
 
 
-def device_name(device):
-    """Words for a torch.device (None: the CPU)."""
-    if device is not None and device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
+def processor():
+    """Words for this machine's processor."""
     return f'CPU {platform.processor() or platform.machine()}'

@@ -19,9 +19,11 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint, distributed, files, loading, runinfo
+from engine.device import device_name
 from engine.errors import UserError
 from engine.loss_log import LossLog
 from engine.parallel import progress
+from engine.pending import PendingLosses
 
 PLURAL = {'weight': 'weights', 'bias': 'biases'}
 
@@ -71,6 +73,7 @@ class Run:
         self._start_or_resume(before)
         self.writer = self._open_tensorboard()
         self.log = LossLog(self.path('.losses.jsonl'), self.step, self.writer)
+        self.pending = PendingLosses()
 
     def path(self, suffix):
         """The file <session><suffix>."""
@@ -124,7 +127,7 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        self.log.add(self.step, total, terms)
+        self.pending.add(self.step, total, terms)
         self.step += 1
         self.bar.update(self.batch_size)
         if self.due(self.args.log_every) or self.epoch_ended:
@@ -132,9 +135,10 @@ class Run:
 
     def read_losses(self):
         """Log the loss values of the last steps; stop the run if a value is not finite (UserError)."""
-        values = self.log.flush('lower the learning rate or use --amp off; '
-                                f'{self.path(".ckpt")} holds the last sound state')
-        if values:
+        rows = self.pending.fetch()
+        self.log.write(rows, f'lower the learning rate or use --amp off; {self.path(".ckpt")} holds the last sound state')
+        if rows:
+            values = rows[-1][1]
             self.writer.add_scalar('train/lr', self.scheduler.get_last_lr()[0], self.step)
             self.bar.set_postfix({name: f'{value:.3g}' for name, value in values.items()}, refresh=False)
 
@@ -218,8 +222,8 @@ class Run:
 
     def _open_tensorboard(self):
         """Write <session>.json, what the run is; open TensorBoard. Returns its writer."""
-        info = runinfo.describe(self.settings, self.device, total_batch=self.batch_size, seed=self.args.seed,
-                                steps_per_epoch=self.steps_per_epoch, max_step=self.max_step)
+        info = runinfo.describe(self.settings, device_name(self.device), total_batch=self.batch_size,
+                                seed=self.args.seed, steps_per_epoch=self.steps_per_epoch, max_step=self.max_step)
         files.save_json(self.path('.json'), info)
         folder = files.out_dir(Path(self.args.tblog_dir) / self.session.name, '--tblog_dir')
         writer = SummaryWriter(folder, purge_step=self.step)

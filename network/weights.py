@@ -12,6 +12,7 @@ from engine.errors import UserError
 from network.mxnet import read_mxnet
 from network.width import width_of
 
+STEPS = {'cams': 'network.resnet38_contrast', 'affinity_features': 'network.resnet38_aff'}  # by what a Net must have
 COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older files, never needed
 
 
@@ -154,10 +155,11 @@ def width_of_weights(state):
     return 1.0
 
 
-def build_net(module_name, state, **kwargs):
+def build_net(module_name, state, method, **kwargs):
     """Build the network of a `--network` flag (network.resnet38_contrast, for example) at the width of its weights.
 
-    state: the state dict to be loaded next. kwargs go to Net. UserError: no such module, or one without a Net.
+    state: the state dict to be loaded next. method: what its Net must have to serve a step: 'cams' or
+    'affinity_features'. kwargs go to Net. UserError: no such module, one without a Net, or one for another step.
     """
     try:
         module = importlib.import_module(module_name)
@@ -167,5 +169,8 @@ def build_net(module_name, state, **kwargs):
         module = None
     if not hasattr(module, 'Net'):
         raise UserError('--network', f'{module_name!r} is no module with a class Net',
-                        'give network.resnet38_contrast, for example')
+                        f'give {STEPS[method]}, for example')
+    if not hasattr(module.Net, method):
+        raise UserError('--network', f'{module_name} is for another step: its Net has no method {method}',
+                        f'give {STEPS[method]}, for example')
     return module.Net(width=width_of_weights(state), **kwargs)

@@ -19,7 +19,7 @@ from data.masks import read_mask
 from engine.crf_workers import SeedSettings, write_seeds
 from engine.errors import UserError
 from engine.loss_log import read_loss_log
-from engine.pictures import cam_figure
+from engine.training_pictures import cam_figure
 from golden.fill import fill_state_dict
 from network import resnet38_eps, resnet38_eps_contrast, weights
 from tool import contrast, eps, seam

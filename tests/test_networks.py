@@ -317,7 +317,7 @@ def test_width_scales_every_channel_count_but_colours_classes_and_contrast_featu
 
 
 def test_the_net_is_built_at_the_width_of_its_weights(tiny):
-    other = weights.build_net('network.resnet38_contrast', tiny.state_dict(), num_classes=5)
+    other = weights.build_net('network.resnet38_contrast', tiny.state_dict(), 'cams', num_classes=5)
     assert other.width == 1 / 16 and other.fc8.out_channels == 5
 
 

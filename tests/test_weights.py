@@ -237,7 +237,7 @@ def test_width_is_read_from_the_weights(width):
     state = Net(VOC.num_classes, width).state_dict()
     assert weights.width_of_weights(state) == width
     assert weights.width_of_weights({f'backbone.{key}': value for key, value in state.items()}) == width
-    net = weights.build_net('network.resnet38_contrast', state, num_classes=5)
+    net = weights.build_net('network.resnet38_contrast', state, 'cams', num_classes=5)
     assert type(net) is Net and net.width == width and net.fc8.weight.shape[0] == 5
 
 
@@ -250,14 +250,21 @@ def test_width_of_other_networks_is_one():
                                   'network/resnet38_contrast.py'])
 def test_a_name_of_no_network_is_refused(name):
     with pytest.raises(UserError, match='--network'):
-        weights.build_net(name, {})
+        weights.build_net(name, {}, 'cams')
+
+
+@pytest.mark.parametrize('name, method', [('network.resnet38_aff', 'cams'),
+                                          ('network.resnet38_contrast', 'affinity_features')])
+def test_a_network_for_another_step_is_refused(name, method):
+    with pytest.raises(UserError, match='another step'):
+        weights.build_net(name, {}, method)
 
 
 def test_a_bug_inside_a_network_is_no_users_mistake(tmp_path, monkeypatch):
     (tmp_path / 'broken_network.py').write_text('import a_package_that_is_not_there\n')
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError):
-        weights.build_net('broken_network', {})
+        weights.build_net('broken_network', {}, 'cams')
 
 
 # ---------------------------------------------------------------- the published EPS layout

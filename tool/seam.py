@@ -3,6 +3,7 @@
 An image carries one or two of the classes. Absent channels are zero in every term but the classification loss, so the
 maps of the present classes are selected first (`present_channels`, `select`) and only these are enlarged and compared.
 """
+import math
 from typing import NamedTuple
 
 import torch
@@ -53,8 +54,8 @@ def select(maps, present):
 def classification_loss(cam, label, size):
     """Multilabel soft margin of the spatial mean of the CAM at `size` against the label.
 
-    cam (N, C, h, w) at feature size, label (N, C − 1), size (H, W). Enlarging is linear, so the mean of the enlarged CAM
-    is a weighted mean of the small one: its weights are the column means of the two interpolation matrices.
+    cam (N, C, h, w) at feature size, label (N, C − 1), size (H, W). Enlarging is linear, so the mean of the enlarged
+    CAM is a weighted mean of the small one: its weights are the column means of the two interpolation matrices.
     """
     rows, columns = (_interpolation_mean(small, large, cam) for small, large in zip(cam.shape[2:], size))
     logits = torch.einsum('nchw,h,w->nc', cam, rows, columns)
@@ -98,13 +99,12 @@ def classification(view1, view2, target):
     return {'cls': sum(classification_loss(view.cam, target.label, view.size) / 2 for view in (view1, view2))}
 
 
-def losses(view1, view2, target, common=None):
+def losses(view1, view2, target):
     """The named terms of SEAM: {'cls', 'rvmin', 'er', 'ecr'}, unweighted.
 
     view1, view2: tool.cam.View with revised CAMs. target: Target.
-    common: (h, w) at which er and ecr compare the views; view 2's size unless given.
+    er and ecr compare the views at view 2's size.
     """
-    common = view2.size if common is None else common
     out = classification(view1, view2, target)
     out['rvmin'] = 0.
     normalised = []
@@ -112,10 +112,10 @@ def losses(view1, view2, target, common=None):
         cam = resize(select(view.cam, target.present)[:, 1:], view.size)
         revised = resize(select(view.revised, target.present), view.size)
         out['rvmin'] = out['rvmin'] + rvmin_loss(revised[:, 1:]) / 2
-        normalised += [resize(max_norm(maps), common) for maps in (cam, revised)]
+        normalised += [resize(max_norm(maps), view2.size) for maps in (cam, revised)]
     cam1, revised1, cam2, revised2 = normalised
     channels = view1.cam.shape[1]
-    out['er'] = (cam1 - cam2).abs().sum() / (len(target.label) * (channels - 1) * common[0] * common[1])
+    out['er'] = (cam1 - cam2).abs().sum() / (len(target.label) * (channels - 1) * math.prod(view2.size))
     out['ecr'] = (cross_regularisation(cam2, revised1, channels)
                   + cross_regularisation(cam1, revised2, channels))
     return out

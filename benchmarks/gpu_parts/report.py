@@ -14,7 +14,7 @@ PACKAGES = 'torch', 'torchvision', 'numpy'
 def describe_card(device):
     """What a torch.device is: a JSON-ready dict."""
     if device.type == 'cpu':
-        return {'card': runinfo.device_name(device), 'memory_gib': None, 'capability': None, 'driver': None,
+        return {'card': runinfo.processor(), 'memory_gib': None, 'capability': None, 'driver': None,
                 'cudnn': None, 'cuda': None}
     properties = torch.cuda.get_device_properties(device)
     return {'card': properties.name, 'memory_gib': properties.total_memory / 2 ** 30,

@@ -39,8 +39,8 @@ def main(args):
 
     from data.segmentation import Augmentation, PseudoMasks
     from engine.device import autocast, set_up, to_device
-    from engine.pictures import segmentation_figure
     from engine.training import Run, parameter_groups
+    from engine.training_pictures import segmentation_figure
     from segmentation import model, preflight
     from segmentation.losses import segmentation_loss
 
