@@ -1,4 +1,7 @@
-"""The loss log `<session>.losses.jsonl`, a line per step {'step', 'loss', <term>: value}, and its TensorBoard copy. No torch."""
+"""The loss log `<session>.losses.jsonl`, a line per step {'step', 'loss', <term>: value}, and its TensorBoard copy.
+
+No torch here: the report reads these logs.
+"""
 import contextlib
 import json
 from pathlib import Path

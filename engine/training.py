@@ -136,7 +136,8 @@ class Run:
     def read_losses(self):
         """Log the loss values of the last steps; stop the run if a value is not finite (UserError)."""
         rows = self.pending.fetch()
-        self.log.write(rows, f'lower the learning rate or use --amp off; {self.path(".ckpt")} holds the last sound state')
+        self.log.write(rows, 'lower the learning rate or use --amp off; '
+                             f'{self.path(".ckpt")} holds the last sound state')
         if rows:
             values = rows[-1][1]
             self.writer.add_scalar('train/lr', self.scheduler.get_last_lr()[0], self.step)

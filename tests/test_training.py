@@ -240,7 +240,8 @@ GIVEN = {'baseline', 'la_crf_dir', 'ha_crf_dir'}  # flags that `parsed` does not
 def test_every_setting_that_a_checkpoint_lacks_counts_as_its_default(name, baseline):
     parser, args = parsed(name, baseline)
     settings, before = vars(args), cli.values_before(parser, args)
-    for missing in settings.keys() - checkpoint.UNCHECKED - GIVEN:
+    weights = {name for name in settings if name.startswith('w_')}  # a term that did not exist had no weight
+    for missing in settings.keys() - checkpoint.UNCHECKED - GIVEN - weights:
         older = json.loads(json.dumps({key: value for key, value in settings.items() if key != missing}))
         checkpoint.check_settings('run.ckpt', older, settings, before)
         with pytest.raises(UserError, match=rf'other settings \({missing} .* -> another\)'):
@@ -255,7 +256,13 @@ def test_the_value_before_a_flag_is_the_one_stated_else_the_baselines_else_the_d
     args = parser.parse_args(['--weights', 'w', '--session_name', 's', '--baseline', 'eps', '--stated', '5'])
     before = cli.values_before(parser, args)
     assert (before['stated'], before['none'], before['silent']) == (2, None, 3)
-    assert (before['max_epoches'], before['w_saliency'], before['batch_size']) == (15, 1., 8)
+    assert (before['max_epoches'], before['batch_size']) == (15, 8)
+
+
+def test_a_term_that_a_checkpoint_does_not_know_had_no_weight():
+    before = cli.values_before(*parsed('contrast_train', 'eps'))
+    assert before['w_saliency'] == 0  # EPS has the term
+    assert cli.values_before(*parsed('contrast_train', 'seam'))['w_saliency'] is None  # SEAM has not
 
 
 def test_settings_that_compute_nothing_may_change_and_one_that_is_gone_may_not():
