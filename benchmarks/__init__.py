@@ -1,1 +1,1 @@
-"""Timings: every stage beside the published formulation of its arithmetic (bench.py), and on a GPU (gpu.py)."""
+"""Time and memory: every stage compared with its published formulation (bench.py); networks on a GPU (gpu.py)."""

@@ -1,9 +1,9 @@
-"""Time every stage beside the published formulation of its arithmetic, on the same inputs, alternately, on the CPU.
+"""Compare every stage with the published formulation of its arithmetic: time and memory on the CPU, same inputs.
 
     python benchmarks/bench.py [--quick] [--stages crf curve …] [--out FOLDER]
 
-Reads  tests/golden (a photo); all else it makes. Writes <out>/results.json (every measurement), RESULTS.md (the
-tables), results.png (ratios), growth.png (cost against size). What a GPU does: benchmarks/gpu.py.
+Reads  tests/golden (a photo); all other inputs are made here. Writes <out>/results.json (every measurement), RESULTS.md
+(the tables), results.png (ratios), growth.png (cost against size). Measurements on a GPU: benchmarks/gpu.py.
 """
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 from benchmarks.table import STAGES
 from engine import cli, files
 
-GROWTH = 'growth'  # how cost grows, beside the stages
+GROWTH = 'growth'  # name of the curves of cost against size, next to the stages
 
 
 def get_args_parser():

@@ -1,4 +1,4 @@
-"""What this machine can do at most, in arithmetic and in memory traffic, and the time a stage needs at these rates."""
+"""The highest rates of this machine, in arithmetic and memory traffic, and the least time of a stage at them."""
 import statistics
 import time
 

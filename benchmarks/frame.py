@@ -1,4 +1,4 @@
-"""How a stage is measured: our formulation and the published one, on the same inputs, alternately."""
+"""How a stage is measured: our formulation and the published formulation, on the same inputs, alternately."""
 import cProfile
 import gc
 import multiprocessing
@@ -26,14 +26,14 @@ class Options:
 
 @dataclass
 class Case:
-    """A stage made ready: inputs, weights and files exist, only the work is left.
+    """A stage after its setup: inputs, weights and files exist, only the work is left.
 
     ours, published: callables without arguments, giving results that `check(ours, published)` compares; it returns
     words for the agreement found and raises AssertionError where it is worse than the golden tolerances. count: images
     a call handles. flops: function that counts a call's arithmetic; bytes: the least memory traffic that a call needs;
-    both for the floor. single_core: whether the work runs on one core whatever `threads`. published_fraction: of the
-    published work, what a call does (1: all). extra: {words: value} for the report; `check` may add to it. in_process:
-    False where the work is done by other processes, which no profiler of this one sees.
+    both for the floor. single_core: whether the work runs on one core whatever `threads`. published_fraction: the
+    fraction of the published work that a call does. extra: {words: value} for the report, to which `check` may add.
+    in_process: False where other processes do the work, which a profiler of this process does not see.
     """
     ours: object
     published: object
@@ -117,7 +117,7 @@ def functions(call):
 
 
 def name_of(file, line, function):
-    """A profiled function's name as a person writes it: crf._infer, DenseCRF.stepInference."""
+    """A profiled function's name in short: crf._infer, DenseCRF.stepInference."""
     method = re.search(r"method '?([\w.]+)'?(?: of '([\w.]+)' objects)?", function) if file == '~' else None
     if method:
         return '.'.join(part for part in ((method[2] or '').split('.')[-1], method[1]) if part)
@@ -162,14 +162,14 @@ def first_call(call):
 
 
 def reset_peak():
-    """Make the present resident memory the peak, where the system can (Linux), and return what counts as the start, in
-    bytes.
+    """Reset the peak of resident memory to its present value (Linux only). Returns the peak after it, in bytes: growth
+    counts from there.
     """
     try:
         with open('/proc/self/clear_refs', 'w') as file:
             file.write('5')
     except OSError:
-        pass  # then the peak of the preparation stands, and the difference is a lower bound
+        pass  # without a reset the peak of the setup remains, and the difference is a lower bound
     return peak()
 
 

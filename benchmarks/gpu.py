@@ -1,11 +1,11 @@
-"""Measure what only a GPU can tell: values, speed and memory on this card, part by part.
+"""Measure on a GPU: values against golden files, speed, and memory, part by part.
 
     python benchmarks/gpu.py [--only golden step cams] [--minutes 15] [--out FOLDER]
 
-Reads  tests/golden, toy/backbone.pth; all else it makes. Writes <out>/gpu.json (every row) and GPU.md (the table)
-anew after each row, so that a run which is cut short leaves what it found. Each part runs in a process of its own, for
-its minutes at most; one that fails costs no other. The parts stand in the order of their worth: the first three take
-four minutes at most.
+Reads  tests/golden, toy/backbone.pth; all other inputs are made here. Writes <out>/gpu.json (every row) and GPU.md (the
+table) anew after each row, so that a run which is cut short leaves its rows. Each part runs in a process of its own,
+for its minutes at most; a part that fails does not end the others. The most important parts come first: the first three
+take four minutes at most.
 """
 import sys
 import time
@@ -41,7 +41,7 @@ PARTS = {part.name: part for part in (
     Part('batch16', 1, 'networks:batch16'),
     Part('layouts', 2, 'networks:layouts'),      # channels-last, cudnn.benchmark, TF32 in products
     Part('compiled', 4, 'networks:compiled'),    # torch.compile
-    Part('rates', 1, 'networks:rates'),          # what the card does at most
+    Part('rates', 1, 'networks:rates'),          # the card's highest rates
     Part('crf', 1, 'cores:crf'),
     Part('walk', 1, 'cores:walk'),
     Part('loading', 1, 'cores:loading'),
@@ -49,7 +49,7 @@ PARTS = {part.name: part for part in (
     Part('deeplab', 3, 'deeplab:rows'),          # DeepLab's training and test
     Part('toy', 8, 'toy:rows'),                  # the chain on the toy set
 )}
-VOC = 'voc'  # the time of the VOC chain, which follows from the others
+VOC = 'voc'  # the time of the chain on VOC, computed from the other parts
 
 
 def get_args_parser():

@@ -22,8 +22,8 @@ class Curve:
     """A stage at several sizes.
 
     title, axis: words. setup(options, **sizes) → frame.Case. points: ((place on the axis, sizes), …), ascending. quick:
-    how many of them --quick takes. ours_only: further points where the published side would take too long or too much
-    memory.
+    how many of them --quick takes. ours_only: further points, at which the published side would take too long or too
+    much memory.
     """
     title: str
     axis: str
@@ -107,7 +107,7 @@ def exponent(points):
 
 
 def worker_curve(options):
-    """aff_prepare.py's work on a few images with 1, 2, 4 worker processes, start of the processes left out."""
+    """The curve of aff_prepare.py's work on a few images with 1, 2, 4 worker processes, without their start-up."""
     size = (94, 125) if options.quick else inputs.SIZE
     with tempfile.TemporaryDirectory() as folder:
         images = [write_image(Path(folder), n, size) for n in range(2 * max(WORKERS))]

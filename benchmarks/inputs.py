@@ -1,4 +1,4 @@
-"""What the stages work on, the same in every process: a photo, images, CAMs, labels, weights. How results compare."""
+"""Inputs of the stages, the same in every process: a photo, images, CAMs, labels, weights. Comparison of results."""
 from functools import lru_cache
 
 import cv2
@@ -20,14 +20,14 @@ def _photo():
 
 
 def photo(height, width):
-    """A VOC photo (tests/golden) at any size, with grain, as a camera adds it: uint8 (H, W, 3)."""
+    """A VOC photo (tests/golden) at any size, with grain as a camera adds it: uint8 (H, W, 3)."""
     image = cv2.resize(_photo(), (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     grain = np.random.default_rng(0).normal(0, 3, image.shape)
     return (image + grain).clip(0, 255).round().astype(np.uint8)
 
 
 def smooth(count, height, width, seed=0):
-    """Smooth random maps, each 0..1, with a little noise, so that no two values tie: float32 (count, H, W)."""
+    """Smooth random maps, each 0..1, with a little noise, which keeps values from tying: float32 (count, H, W)."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((count, 7, 9), np.float32) ** 3
     maps = np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in coarse])

@@ -17,7 +17,7 @@ loops and copies included, and compared with golden files in `tests/`. Both side
 one process; their results are compared at every run. Times are medians, a ratio is the median over pairs (published
 over ours). Peak memory is what a first call adds to its process, each side in a fresh one. Floor: the least arithmetic
 or memory traffic of our formulation at the rates above."""
-BUSY = 0.7  # load average from which on the machine counts as shared with other work
+BUSY = 0.7  # load average above which the machine counts as busy with other work
 
 
 def describe(args):
@@ -77,7 +77,7 @@ def write(out, info, stages, results, curves):
 
 
 def header(info):
-    """What was measured, where, how; and what speaks against the numbers."""
+    """What was measured, where and how, and the reasons to doubt the numbers."""
     settings, rates = info['settings'], info['rates']
     command = 'python benchmarks/bench.py' + (' --quick' if settings['quick'] else '')
     packages = ', '.join(f'{name} {info["packages"][name]}' for name in PACKAGES)

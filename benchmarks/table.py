@@ -9,8 +9,8 @@ class Stage:
 
     title: in the report. setup: dotted name of a function(frame.Options, **sizes) → frame.Case, resolved when called.
     sizes, quick: its sizes, and what differs with --quick. aim: published over ours, wall time, at least. memory_aim:
-    ours over published, peak memory, at most. aim_text: the aim in words where it is another. limit: what stands
-    between the stage and its aim, in words. timed: False where only memory is measured.
+    ours over published, peak memory, at most. aim_text: the aim in words where it is another. limit: why the stage
+    misses its aim, in words. timed: False where only memory is measured.
     """
     name: str
     title: str
@@ -40,7 +40,7 @@ STEP_1 = (
           {'size': (120, 160)}, {'size': (60, 80)}, aim=1.3,
           limit='On a CPU nine tenths of both sides are the same convolutions, and the floor alone is more than the '
                 'aim leaves.'),
-    # The PCM's affinity matrix, which decides the peak, does not depend on the width.
+    # The PCM's affinity matrix, which decides the peak of memory, does not depend on the width.
     Stage('cam_inference_large', 'multi-scale CAMs, width 1/8, photo 375x500',
           'benchmarks.stages.step1:cam_inference', {'width': 1 / 8}, {'size': (150, 200)}, memory_aim=0.5),
     Stage('pcm', 'PCM of a photo 375x500 at scale 2', 'benchmarks.stages.step1:pcm', quick={'scale': 1},

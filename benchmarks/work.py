@@ -1,4 +1,4 @@
-"""Our side of what the networks do: a training step of each, the pass over a photo, called exactly as the scripts do.
+"""Our work of the networks, called exactly as the scripts call it: a training step of each, inference on a photo.
 
 Every function makes its own input and returns a callable without arguments that does the work once.
 """
@@ -28,7 +28,7 @@ class Training:
 
     def __init__(self, net, device, amp, momentum=5e-4):
         self.net, self.device, self.amp = net.train(), device, amp
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the groups' sizes
+        with contextlib.redirect_stdout(io.StringIO()):  # parameter_groups prints the groups' sizes
             groups = parameter_groups(net, 0.01, 5e-4)
         self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=momentum)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
@@ -61,7 +61,7 @@ def contrast_step(net, device, amp='off', batch=8, crop=448):
 
 
 def affinity_step(net, device, amp='off', batch=8, crop=448):
-    """A step of aff_train.py, likewise."""
+    """A step of aff_train.py from a batch on the device. The call returns the terms, unweighted."""
     training = Training(net, device, amp)
     image = inputs.images(batch, crop).to(device)
     label = cell_labels(batch, crop // STRIDE).to(device)
@@ -84,7 +84,7 @@ def cell_labels(batch, side):
 # ---------------------------------------------------------------- inference
 
 def on_host(tensor, device):
-    """A tensor where the scripts' loader leaves it: in pinned memory for CUDA."""
+    """A tensor in the memory that the scripts' loader uses: pinned for CUDA."""
     return tensor.pin_memory() if device.type == 'cuda' else tensor
 
 
@@ -105,7 +105,7 @@ def photo_cams(net, device, amp='off', size=inputs.SIZE):
 
 
 def scaled_pairs(size, device):
-    """A photo at all scales of contrast_infer.py, each with its flip, as the loader gives them."""
+    """A photo at all scales of contrast_infer.py, each with its flip, as the loader gives it."""
     photo = inputs.photo(*size)
     scaled = [transforms.at_scale(photo, scale) for scale in SCALES]
     return [on_host(torch.stack([image, image.flip(2)]), device) for image in scaled]

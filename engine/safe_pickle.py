@@ -1,7 +1,7 @@
 """Reading pickles of NumPy arrays and plain containers without running code, and without NumPy's own unpickling.
 
-NumPy trusts the state a pickle hands to its dtypes and arrays: a corrupt file can crash the process. So the names
-that array pickles use are bound to stand-ins here, which check what they get and build the array from its bytes.
+NumPy does not check the state that a pickle gives to dtypes and arrays, and a corrupt file can crash the process. Here
+the names in array pickles stand for classes and functions that check the state and build the array from its bytes.
 """
 import collections
 import io
@@ -17,7 +17,7 @@ MAX_DIMS = 32
 
 
 class _Dtype:
-    """What numpy.dtype becomes: numbers, booleans and strings of a fixed size, or (`O`) objects."""
+    """Stand-in for numpy.dtype: numbers, booleans and strings of a fixed size, or (`O`) objects."""
 
     def __init__(self, code, align=False, copy=True):
         if not re.fullmatch(r'O8?|[USbiufc]\d{1,4}', code):
@@ -32,7 +32,7 @@ class _Dtype:
 
 
 class _Array:
-    """What numpy.ndarray becomes; `value` is the array once its state has been read."""
+    """Stand-in for numpy.ndarray; `value` is the array once its state has been read."""
 
     value = None
 
@@ -64,30 +64,30 @@ def _build(data, dtype, shape, order='C'):
 
 
 def _reconstruct(kind, shape, code):
-    """numpy's: an array whose state comes later."""
+    """Stand-in for numpy's _reconstruct: an array whose state comes later in the pickle."""
     return _Array()
 
 
 def _scalar(dtype, data):
-    """numpy's: one value from its bytes."""
+    """Stand-in for numpy's scalar: a value from its bytes."""
     return _build(data, dtype, (1,))[0]
 
 
 def _encode(text, encoding):
-    """_codecs.encode, by which old pickle protocols write bytes."""
+    """Stand-in for _codecs.encode, with which pickle protocols before 3 write bytes."""
     if encoding != 'latin1':
         raise pickle.UnpicklingError(f'it encodes text as {encoding}')
     return text.encode('latin1')
 
 
 def _no_bytes():
-    """bytes(), by which old pickle protocols write b'' (with arguments it would fill memory)."""
+    """Stand-in for bytes(), with which pickle protocols before 3 write b''; bytes(n) of a large n would fill memory."""
     return b''
 
 
 _KNOWN = {('numpy', 'ndarray'): _Array, ('numpy', 'dtype'): _Dtype, ('_codecs', 'encode'): _encode,
           ('__builtin__', 'bytes'): _no_bytes, ('collections', 'OrderedDict'): collections.OrderedDict}
-for _core in ('numpy.core', 'numpy._core'):  # before and since NumPy 2
+for _core in ('numpy.core', 'numpy._core'):  # names before NumPy 2 and since
     _KNOWN |= {(f'{_core}.multiarray', '_reconstruct'): _reconstruct, (f'{_core}.multiarray', 'scalar'): _scalar,
                (f'{_core}.numeric', '_frombuffer'): _build}
 
@@ -96,7 +96,7 @@ _PLAIN = (np.ndarray, np.generic, dict, list, tuple, set, str, bytes, int, float
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names above and refuses to look up anything else."""
+    """Resolves the names in _KNOWN and refuses all others."""
 
     def find_class(self, module, name):
         if (module, name) not in _KNOWN:
@@ -105,7 +105,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value, done):
-    """`value` with arrays in place of the stand-ins. done: id → result, so that what is shared is made once."""
+    """`value` with arrays in place of the stand-ins. done: {id of an object: its result}, because objects can recur."""
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, _Array):
@@ -126,7 +126,7 @@ def _plain(value, done):
 
 
 def _check_memo(data):
-    """Refuse a pickle that stores under a number beyond its own length: the unpickler fills a table of that size."""
+    """Refuse a memo index beyond the length of the pickle: the unpickler allocates a table up to that index."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > len(data):
             raise pickle.UnpicklingError(f'it stores an object as its number {argument}')

@@ -15,13 +15,13 @@ MXNET_MAX_DIMS = 32
 
 
 class _Bytes:
-    """A cursor over a file's bytes that never reads, or lets anybody allocate, more than the file holds."""
+    """A cursor over the bytes of a file. A damaged length raises ValueError here, before memory is allocated for it."""
 
     def __init__(self, data):
         self.data, self.at = data, 0
 
     def take(self, size):
-        """The next `size` bytes. ValueError where the file ends before."""
+        """The next `size` bytes. ValueError where the file ends earlier."""
         if size > len(self.data) - self.at:
             raise ValueError(f'it ends at byte {len(self.data)}, inside an entry of {size} bytes')
         self.at += size
@@ -50,7 +50,7 @@ def _read_ndarray(file):
     shape = file.numbers(code, ndim)
     if min(shape) < 0:
         raise ValueError(f'an array in it has shape {shape}')
-    file.take(8)  # the device it was saved from
+    file.take(8)  # the device that the array was saved from
     kind, = file.numbers('i')
     if kind not in MXNET_TYPES:
         raise ValueError(f'an array in it has the unknown type {kind}')
@@ -63,8 +63,9 @@ def _read_ndarray(file):
 def read_mxnet(path):
     """Read an MXNet parameter file of the ImageNet ResNet-38: dict of our key → float32 tensor.
 
-    All three layouts MXNet has written (legacy, V1, V2). Its classifier (linear1000) is dropped; a name that is not the
-    ResNet-38's is kept as it is, so that the load reports it. UserError: malformed file, with what is wrong in it.
+    Reads all three layouts that MXNet has written (legacy, V1, V2). The classifier (linear1000) is dropped. A name that
+    ResNet-38 lacks stays as it is, so that the load reports the array as left over. UserError: malformed file, with
+    what is wrong in it.
     """
     file = _Bytes(memoryview(Path(path).read_bytes()))
     try:

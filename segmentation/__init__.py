@@ -1,1 +1,1 @@
-"""Step 3: what trains and tests DeepLab on pseudo masks, below the scripts of segmentation/experiment/."""
+"""Step 3: the parts of DeepLab's training and test that the scripts of segmentation/experiment/ call."""

@@ -1,4 +1,4 @@
-"""One pass of the network over an image's scales gives the single-scale and the multi-scale result. METHOD 7.2."""
+"""DeepLab's test: a pass over the scales of an image gives the single-scale and multi-scale logits. METHOD 7.2."""
 import torch
 
 from engine.crf_workers import write_segmentation
@@ -7,7 +7,7 @@ from engine.loading import single_items
 from engine.parallel import WorkerPool, progress
 from tool.cam import resize
 
-LOADERS = 2  # reading is quick, compared with the network and the CRF
+LOADERS = 2  # processes that read images, which is quick compared with the network and the CRF
 
 
 def scales_of(multi):
@@ -21,7 +21,7 @@ def logits(net, scaled, size, config, device, amp):
 
     scaled: the image at scales_of(config.TEST_MULTISCALE), float32 (3, h, w) each. size: (H, W) of the image.
     Single-scale: the image as it is, without its flip. Multi-scale: the mean over TEST_MULTISCALE and, with TEST_FLIP,
-    the flips; the network brings logits to the size of its input, from there they go to `size`.
+    the flips. The network resizes logits to its input's size; from that size they are resized to `size`.
     """
     single, total = None, 0
     for scale, image in zip(scales_of(config.TEST_MULTISCALE), scaled):
@@ -38,7 +38,7 @@ def logits(net, scaled, size, config, device, amp):
 
 
 def segment(net, dataset, config, output, device, args):
-    """Predict a data.segmentation.ScaledImages: the network here, CRF and writing in worker processes behind it.
+    """Predict a data.segmentation.ScaledImages: the network in this process, CRF and writing in worker processes.
 
     output: segmentation.predictions.Output. args: flags with num_workers and amp.
     """

@@ -6,7 +6,7 @@ from network.weights import describe, read_weights
 
 
 def pretrained(config, path, num_classes):
-    """The network to train: its backbone from `path`, and its head where the file has one, else kaiming-initialised.
+    """The network to train: backbone from `path`; head from `path` if the file holds a head, else Kaiming's normal.
 
     config: a Config (network, TRAIN_BN_MOM). path: weights of the bare backbone or of a whole DeepLab; their width
     (ResNet-38) and stem (ResNet-101) decide the network's. UserError: unknown network, weights that do not fit it.

@@ -1,11 +1,11 @@
-"""What the test keeps of an image: its label maps, by scale, with and without the CRF. No torch: workers import it."""
+"""Files that the test writes for an image. No torch here: worker processes import this module."""
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.classes import ClassSet
 from engine.files import unfinished
 
-# Single-scale and multi-scale, without and with CRF: the four numbers are the scores of these folders.
+# Label maps: single-scale and multi-scale, without and with CRF. The four numbers are the scores of these folders.
 VARIANTS = ('single', 'single_crf', 'multi', 'multi_crf')
 
 
@@ -29,7 +29,7 @@ class Output:
         return unfinished(ids, self.kinds)
 
     def clear(self, ids):
-        """Remove what exists of `ids`: done first, so that a stopped run leaves no old results among its own."""
+        """Remove all results of `ids`. test.py --overwrite does so first: a stopped run then leaves no old results."""
         for folder, suffix in self.kinds:
             for name in ids:
                 (Path(folder) / (name + suffix)).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Looking at every pseudo mask once, before hours are spent training on a wrong folder."""
+"""Check of all pseudo masks before training, because a training on a wrong folder wastes hours."""
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,16 @@ from engine.errors import UserError
 from engine.workers import count_pseudo_mask
 from tool import metrics
 
-MOST_BACKGROUND = 0.95  # of the labelled pixels. VOC's own masks: 0.73
-MOST_EMPTY = 0.5  # of the masks may show no object at all, although every image of the training lists has one
-MOST_IGNORED = 0.9  # of the pixels
+MOST_BACKGROUND = 0.95  # highest fraction of background among the labelled pixels; VOC's own masks have 0.73
+MOST_EMPTY = 0.5  # highest fraction of masks without an object, although every training image shows an object
+MOST_IGNORED = 0.9  # highest fraction of ignored pixels
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the masks hold. masks: their number. pixels: int64 (256,), pixels per label. empty: masks without a
-    foreground pixel. counts: confusion matrix of those with ground truth (metrics.confusion). scored: their number."""
+    """Statistics of the masks. masks: their number. pixels: int64 (256,), pixels per label. empty: masks without a
+    foreground pixel. counts: confusion matrix (metrics.confusion) of the masks that have ground truth. scored: how many
+    have."""
     masks: int
     pixels: np.ndarray
     empty: int
@@ -53,7 +54,8 @@ class Summary:
 def check(ids, image_dir, mask_dir, gt_dir, classes, workers):
     """Read the masks `<mask_dir>/<id>.png` of `ids` in parallel and return their Summary.
 
-    gt_dir: folder of ground truth; images that have some there are scored, for the report only. classes: a ClassSet.
+    gt_dir: folder of ground truth; masks of images that have ground truth are scored, for the report only. classes: a
+    ClassSet.
     UserError: masks missing (named), in RGB, not of the image's size, with a label out of range; a folder that is
     mostly background, mostly without objects or mostly ignored.
     """
@@ -80,7 +82,7 @@ def refuse_missing(ids, mask_dir):
 
 
 def refuse(summary, mask_dir):
-    """UserError where the masks are plainly not worth training on."""
+    """UserError where the masks cannot be right: nearly all background, without objects, or ignored."""
     look = 'check --pseudo_gt (DATA_PSEUDO_GT) and the step that wrote it'
     if summary.ignored > MOST_IGNORED:
         raise UserError(mask_dir, f'{100 * summary.ignored:.1f}% of the pixels are ignored', look)

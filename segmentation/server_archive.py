@@ -23,7 +23,7 @@ from engine import cli, files
 from engine.errors import UserError
 from voc12.classes import VOC
 
-FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'  # the name prescribed by the devkit, at the top of the archive
+FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'  # in the archive, as the devkit prescribes
 WRONG = 'write the archive again with segmentation/experiment/test.py --split test'
 
 
@@ -42,8 +42,8 @@ def write(path, ids, predict_dir):
 def check(path, ids, image_dir, classes):
     """Read the archive through and check each file: palette PNG, VOC's colours, the image's size, labels in range.
 
-    ids: those it must hold, no more and no fewer. image_dir: `<id>.jpg`. classes: a ClassSet. Nothing is unpacked.
-    UserError naming the file and what is wrong with it; returns nothing where all is well.
+    ids: those that the archive must hold, no more and no fewer. image_dir: `<id>.jpg`. classes: a ClassSet. Nothing is
+    unpacked. UserError naming the file and what is wrong with it; returns nothing where all is well.
     """
     expected = {f'{FOLDER}/{name}.png': name for name in ids}
     try:

@@ -1,4 +1,4 @@
-"""The backgrounds of the toy VOC: places that go with classes (what misleads a CAM) and textures that do not."""
+"""Backgrounds of the toy VOC: places, which occur with their classes and so mislead a CAM, and textures."""
 import numpy as np
 
 from toy.glyphs import cloud_noise, random_colour
@@ -35,7 +35,8 @@ def stripes(rng, height, width, first, second):
 
 
 def texture(rng, height, width):
-    """A background of no place: clouds, stripes, a gradient, or patches. float32 (height, width, 3), about 0..255."""
+    """A background without a place: clouds, stripes, a gradient, or patches. float32 (height, width, 3), about 0..255.
+    """
     first, second = random_colour(rng), random_colour(rng)
     kind = rng.integers(4)
     if kind == 0:

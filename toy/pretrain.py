@@ -6,11 +6,11 @@ Reads:  nothing but the graphics of the toy VOC (toy/make.py), from which it dra
 Writes: <out>, the state dict of a ResNet-38 (network/resnet38d.py) of width 1/8 in float16, BatchNorm statistics
         included; rewritten every --save_every steps.
 
-Two stages, both with one cycle of the learning rate and trainable BatchNorm. First single things are told apart (all
-classes and distractors, close views); the network has strides where it is later dilated, so that this is cheap.
-Then the dilated network learns which classes are in a scene, from image-level labels only. The scenes are of another
-seed than any toy set should use. At the end the plain CAMs of the second stage's head are scored on the toy set.
-About half an hour on two cores with bfloat16 arithmetic.
+Two stages, both with one cycle of the learning rate and trainable BatchNorm. Stage 1 classifies close views of single
+things (all classes and distractors); the network has strides where stage 2 dilates, which makes stage 1 cheap. Stage 2
+trains the dilated network on scenes with image-level labels only. The seed of the scenes is one that no toy set should
+use. At the end the plain CAMs of stage 2's head are scored on the toy set. Both stages take about half an hour on two
+cores with bfloat16 arithmetic.
 """
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ def main(args):
     from toy import pretraining
 
     torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)  # numbers under 1e-38 count as 0: a CPU takes a hundred times as long for them
+    torch.set_flush_denormal(True)  # count numbers under 1e-38 as 0: a CPU is a hundred times slower with them
     files.out_dir(Path(args.out).parent, '--out')
     pretraining.pretrain(args)
 

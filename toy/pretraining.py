@@ -57,7 +57,7 @@ def augment_crop(rng, image):
 
 
 def augment_scene(rng, image, side):
-    """A scene scaled by 0.6 to 1.6, flipped, jittered, cut or zero-padded to a square at random: float32."""
+    """A scene randomly scaled by 0.6 to 1.6, flipped, jittered, and cut or zero-padded to a square: float32."""
     scale = 1.6 ** rng.uniform(-1.09, 1)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     scaled = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
@@ -90,7 +90,7 @@ def initialise(net):
 
 
 def with_head(backbone, outputs):
-    """The backbone and a linear map on its high level, without bias as in the CAM networks: ['backbone'], ['head']."""
+    """ModuleDict of 'backbone' and 'head', a 1×1 convolution of the high level without bias, as in the CAM networks."""
     head = nn.Conv2d(backbone.channels['high'], outputs, 1, bias=False)
     nn.init.normal_(head.weight, std=.01)
     return nn.ModuleDict({'backbone': backbone, 'head': head})
@@ -174,20 +174,20 @@ def pretrain_on_crops(backbone, args):
 
 
 def without_dropout(net):
-    """Switch the spatial dropout of the two bottleneck blocks off: training this short is better without it."""
+    """Switch off the spatial dropout of the two bottleneck blocks, which makes a training as short as this worse."""
     for block in (net.b6, net.b7):
         block.dropout_2b1.p = block.dropout_2b2.p = 0.
     return net
 
 
 def pretrain_on_scenes(backbone, args):
-    """Stage 2: which classes a scene shows, from image-level labels. Trains `backbone` in place; returns the net."""
+    """Stage 2: classification of scenes from image-level labels. Trains `backbone` in place; returns the net."""
     scenes = parallel.map_images(functools.partial(scene_of, seed=args.seed), range(args.scenes), args.num_workers,
                                  'scenes')
     labels = torch.from_numpy(np.stack([scene[1] for scene in scenes]))
     rng = np.random.default_rng([args.seed, 3])
     net = with_head(backbone, VOC.num_foreground)
-    # The layers that Step 1 does not train either; at full resolution they would take a quarter of the time.
+    # Freeze the layers that Step 1 freezes too: at full resolution they would take a quarter of the time.
     stem = [getattr(backbone, name) for name in FrozenResNet38.not_trained]
 
     def draw_batch(step):
@@ -223,7 +223,7 @@ def pretrain(args):
         backbone.load_state_dict(with_strides.state_dict())
         save_half(backbone, args.out)
     net = pretrain_on_scenes(backbone, args)
-    backbone.load_state_dict(torch.load(args.out, weights_only=True))  # what is reported holds for the rounded weights
+    backbone.load_state_dict(torch.load(args.out, weights_only=True))  # the report is of the weights rounded to float16
     print(f'{args.out}: {report(*evaluate(net, 3 * args.check_images))}')
 
 
@@ -253,5 +253,5 @@ def evaluate(net, count, seed=0):
 
 
 def report(curve, mean_ap):
-    """One line about an evaluation."""
+    """An evaluation in a line of text."""
     return f'plain CAM mIoU {curve.max():.1f} at threshold {curve.argmax() / len(curve):.2f}  mAP {mean_ap:.1f}'

@@ -31,7 +31,7 @@ TEST_HINT = 'it comes with the archive of the VOC 2012 test images'
 # ---------------------------------------------------------------- lists
 
 def read_splits(root):
-    """The ids of each list that a devkit allows: dict with 'train', 'val', 'train_aug' and, where it has one, 'test'.
+    """The ids of each list: dict with 'train', 'val', 'train_aug' and, where the devkit has a test list, 'test'.
 
     train_aug: the ids in SegmentationClassAug/ that are not in val; without that folder the devkit's own list
     train_aug.txt or trainaug.txt, else only train. UserError: no devkit, or one without train.txt or val.txt.
@@ -65,14 +65,14 @@ def mask_ids(root):
 # ---------------------------------------------------------------- labels
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Builds the tree of a plain XML file and refuses a DOCTYPE, which can declare entities that swell or reach out."""
+    """Builds the tree of a plain XML file; refuses a DOCTYPE, whose entities can fill memory or read other files."""
 
     def doctype(self, name, public_id, system):
         raise ValueError('it has a DOCTYPE, which no VOC annotation has')
 
 
 def read_annotation(path):
-    """The image-level label in Annotations/<id>.xml: float32 (foreground classes,), 1 where any object is of the class.
+    """The image-level label in Annotations/<id>.xml: float32 (foreground classes,), 1 where any object has the class.
 
     Difficult and truncated objects count, as published. UserError: malformed XML, a DOCTYPE, a class that VOC lacks.
     """
@@ -99,7 +99,7 @@ def read_all_labels(ids, folder):
 # ---------------------------------------------------------------- saliency
 
 def check_saliency(ids, saliency_dir, image_dir, workers):
-    """Check the saliency maps of those `ids` that have an image; one line of result. UserError where any is unfit."""
+    """Check the saliency maps of those `ids` that have an image, and print a line. UserError where a map is unfit."""
     files.need_files(ids, saliency_dir, '.png', '--saliency_dir')
     absent = set(files.missing_files(ids, image_dir, '.jpg'))
     ids = [i for i in ids if i not in absent]
@@ -113,19 +113,19 @@ def check_saliency(ids, saliency_dir, image_dir, workers):
     print(f'{saliency_dir}: {len(ids)} saliency maps, all fit')
 
 
-# ---------------------------------------------------------------- the whole
+# ---------------------------------------------------------------- the script
 
 def warn(text):
-    """One line to stderr."""
+    """Print a warning to stderr."""
     print(f'warning: {text}', file=sys.stderr)
 
 
 def report(name, ids, root):
-    """Say how many ids a list has, whether VOC 2012 has as many, and which files of theirs are missing."""
+    """Print how many ids a list has, the count of VOC 2012 if it differs, and which files of these ids are missing."""
     count = '' if len(ids) == VOC_COUNTS[name] else f' (VOC 2012 has {VOC_COUNTS[name]})'
     print(f'{name}.txt: {len(ids)} ids{count}')
     wanted = {'JPEGImages': '.jpg'}
-    if name != 'test':  # the test server keeps its annotations
+    if name != 'test':  # VOC publishes no annotations of test
         wanted['Annotations'] = '.xml'
     if name in ('train', 'val'):
         wanted['SegmentationClass'] = '.png'

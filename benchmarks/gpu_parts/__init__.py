@@ -1,1 +1,1 @@
-"""The parts of benchmarks/gpu.py: a generator of rows each, which needs no more of the repository than it measures."""
+"""The parts of benchmarks/gpu.py. Each is a generator of rows and imports only the code that it measures."""

@@ -1,4 +1,4 @@
-"""A part in a process of its own: its rows as they are ready, its failure as a row, its end when its time is up."""
+"""Runs a part in a process of its own: passes rows on, turns a failure into a row, ends the process after its time."""
 import multiprocessing
 import os
 import signal
@@ -36,7 +36,7 @@ def results(part, settings, seconds):
 
 
 def receive(receiver):
-    """What the child sent; None where it died."""
+    """What the child sent; None where the child died."""
     try:
         return receiver.recv()
     except EOFError:
@@ -55,7 +55,7 @@ def end(process):
         try:
             kill()
         except ProcessLookupError:
-            pass  # gone already, or too young to lead a group
+            pass  # the process has ended, or does not lead a group yet
     process.join()
 
 
@@ -63,7 +63,7 @@ def end(process):
 
 def work(part, settings, sender):
     """Send the card, the part's rows, and 'done'."""
-    os.setsid()  # a group of its own, so that loaders and scripts it starts end with it
+    os.setsid()  # a group of its own, so that the loaders and scripts that the part starts end with the part
     threading.Thread(target=leave_with_parent, daemon=True).start()
     sender.send(describe_card(settings.place))
     try:
@@ -75,6 +75,6 @@ def work(part, settings, sender):
 
 
 def leave_with_parent():
-    """End this group when the main process is killed: it would keep the GPU busy."""
+    """End this group when the main process is killed; otherwise the part would keep the GPU busy."""
     multiprocessing.parent_process().join()
     os.killpg(0, signal.SIGKILL)

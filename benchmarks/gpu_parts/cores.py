@@ -1,4 +1,4 @@
-"""What stays on the CPU's cores beside the GPU: CRFs, the random walk, the loading of images. Seconds of one core."""
+"""Work that the CPU does while a GPU runs the networks: CRFs, random walk, loading of images. Seconds of a core."""
 import functools
 
 import numpy as np
@@ -20,7 +20,7 @@ ONE_CORE = Options(quick=False, threads=1)
 
 
 def photo_size(settings):
-    """(H, W)."""
+    """(H, W) of the photo."""
     return (40, 52) if settings.tiny else inputs.SIZE
 
 
@@ -50,7 +50,7 @@ def walked_crf(size):
 
 
 def deeplab_crf(size):
-    """segmentation/experiment/test.py's CRF of one result: a few likely classes, the others almost nowhere."""
+    """segmentation/experiment/test.py's CRF of a result: four likely classes, all others almost without probability."""
     logits = np.concatenate([9 * inputs.smooth(4, *size), np.full((VOC.num_classes - 4, *size), -9, np.float32)])
     return functools.partial(refine_segmentation, inputs.photo(*size), torch.from_numpy(logits).softmax(0).numpy(), 10)
 
@@ -63,7 +63,7 @@ def walk(settings):
 
 
 def loading(settings):
-    """What a loader's worker does for an image of each kind, files' decoding included for training images only."""
+    """The work of a loader's process for an image of each kind; only that for training images decodes the file."""
     yield from measured('loading', settings, {
         'load a training image': lambda: step1.data_loading(ONE_CORE, images=1).ours,
         'load all scales': lambda: all_scales(photo_size(settings)),

@@ -15,7 +15,7 @@ NAMES = 'deeplabv1_resnet38', 'deeplabv2_resnet101'  # of SEAM's and of EPS's ex
 
 
 def rows(settings):
-    """Both networks; a trial runs the one that has a width."""
+    """Rows of both networks; a trial runs only the ResNet-38, whose width can be scaled down."""
     config, device = Config(), settings.place
     batch, crop, photo = (2, 64, (40, 52)) if settings.tiny else (config.TRAIN_BATCHES, config.DATA_RANDOMCROP,
                                                                   inputs.SIZE)

@@ -1,4 +1,4 @@
-"""The golden files of tests/golden on the device: how far each network, CAM and loss is from what was published.
+"""The golden files of tests/golden on the device: the difference of each network, CAM and loss from the published.
 
 Tolerances (tests/golden/README.md) hold for float32. In other precisions the difference is stated without a verdict.
 """
@@ -23,7 +23,7 @@ from tool.seam import Target, present_channels
 from voc12.classes import VOC
 
 PRODUCTS = 'TF32 in products too'
-TINY_WIDTH = 1 / 16  # of a trial, whose maps have the right shapes and nothing else
+TINY_WIDTH = 1 / 16  # of a trial, in which only the shapes of maps are right
 SEAM = RECIPES['seam']
 
 
@@ -40,31 +40,31 @@ class NetworkCase:
 
 
 def contrast_outputs(net, x):
-    """Of resnet38_contrast, what its forward returns."""
+    """The outputs of resnet38_contrast, as its forward returns them."""
     cam, revised, features, small = net(x)
     return {'cam': cam[:, :, ::4, ::4], 'cam_rv': revised[:, :, ::4, ::4], 'f_proj': features, 'cam_rv_down': small}
 
 
 def eps_contrast_outputs(net, x):
-    """Of resnet38_eps_contrast, at stride 8."""
+    """The outputs of resnet38_eps_contrast, at stride 8."""
     view = net.view(x)
     return {'cam': view.cam, 'cam_rv': view.revised, 'pred': view.cam.mean((2, 3)),
             'pred_rv': view.revised.mean((2, 3)), 'feat': view.features}
 
 
 def eps_outputs(net, x):
-    """Of resnet38_eps."""
+    """The outputs of resnet38_eps."""
     logits, cam = net(x)
     return {'cam': cam, 'pred': logits}
 
 
 def affinity_outputs(net, x):
-    """Of resnet38_aff."""
+    """The outputs of resnet38_aff."""
     return {'aff': net(x)}
 
 
 def deeplab_outputs(net, x):
-    """Of a DeepLab."""
+    """The outputs of a DeepLab."""
     return {'logits': net(x)[:, :, ::4, ::4]}
 
 
@@ -91,7 +91,7 @@ def rows(settings):
     fill = Filler()
     for case in NETWORKS:
         if settings.tiny and 'resnet101' in case.file:
-            continue  # it has no width
+            continue  # ResNet-101 has no width factor
         net = fill.network(case, TINY_WIDTH if settings.tiny else 1.)
         for precision in (FLOAT32, TF32, PRODUCTS, *PRECISIONS[2:]):
             yield row_of(settings, case.file, precision, functools.partial(network_differences, case, net, settings))
@@ -137,7 +137,7 @@ def difference(ours, published):
 # ---------------------------------------------------------------- networks
 
 class Filler:
-    """Makes networks with the golden weights. A key's values are drawn once: most networks share most of them."""
+    """Makes networks with the golden weights. The values of a key are drawn once: most keys are in many networks."""
 
     def __init__(self):
         self.drawn = {}
@@ -153,7 +153,7 @@ class Filler:
         return net.eval()
 
     def fill(self, state):
-        """As fill_state_dict."""
+        """fill_state_dict, with the values of a key and shape drawn once."""
         new = {key: value for key, value in state.items() if (key, value.shape) not in self.drawn}
         self.drawn |= {(key, value.shape): value for key, value in fill_state_dict(new).items()}
         return {key: self.drawn[key, value.shape] for key, value in state.items()}
@@ -197,7 +197,7 @@ def golden_step(device):
 
 
 def loss_differences(device):
-    """The terms of a step but for intra, and the gradients of their weighted sum."""
+    """The losses of a step except intra, and the gradients of their weighted sum."""
     golden, views, target = golden_step(device)
     terms = {name: SEAM.weights[name] * term for name, term in SEAM.loss_terms(*views, target).items()}
     published = {'cls': (golden['loss_cls1'] + golden['loss_cls2']) / 2,
@@ -216,7 +216,7 @@ def loss_differences(device):
 
 
 def intra_differences(device, draws=60):
-    """The mean of the intra-view term over random draws."""
+    """The mean of the intra-view loss over random draws."""
     golden, views, target = golden_step(device)
     with torch.no_grad():
         values = [contrast.losses(*views, target.label, wanted=('intra',))['intra'] for _ in range(draws)]

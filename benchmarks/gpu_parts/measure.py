@@ -1,4 +1,4 @@
-"""What all parts share: rows, precisions, speed and peak memory of a call, and the failure of a row, which is a row."""
+"""What all parts have in common: rows, precisions, speed and peak memory of a call; a failure becomes a row."""
 import dataclasses
 import gc
 import math
@@ -25,7 +25,7 @@ class Settings:
 
     @property
     def seconds(self):
-        """What a speed is measured for, after its first calls."""
+        """How long a speed is measured, after the first calls."""
         return 0. if self.tiny else 3.
 
 
@@ -34,7 +34,7 @@ class Row:
     """A result. part, work: what was measured, and at which size (`size`, in words) and precision (of MODES).
 
     value, unit: the number, None where there is none. gib: peak of allocated memory, weights included; None on a CPU.
-    note: in words, what else is to be said, or why there is no number.
+    note: remarks in words, or why there is no number.
     """
     part: str
     work: str
@@ -69,7 +69,7 @@ MODES = {
     'TF32, cudnn.benchmark': Mode(tuned=True), 'bf16, cudnn.benchmark': Mode('bf16', tuned=True),
     'TF32, compiled': Mode(compiled=True), 'bf16, compiled': Mode('bf16', compiled=True)}
 PRECISIONS = FLOAT32, TF32, 'bf16', 'fp16'
-BEST = TF32, 'bf16'  # what most runs use: measured for every network
+BEST = TF32, 'bf16'  # the precisions of most runs, measured for every network
 
 
 def unfit(mode, device):
@@ -101,7 +101,7 @@ def placed(net, mode, device):
 def attempt(row, measure):
     """The Row with what measure() returns put into its fields, or with its failure as a note.
 
-    An error costs a row, not a part: memory that does not suffice, a kernel that does not compile.
+    An error (too little memory, a kernel that does not compile) costs a row, not the part.
     """
     try:
         return dataclasses.replace(row, **measure())
@@ -137,7 +137,7 @@ def speed(call, count, settings, unit='images/s'):
     synchronise(device)
     reset_peak(device)
     call()
-    call()  # what is tuned or compiled at a second call
+    call()  # some kernels are tuned or compiled at the second call
     synchronise(device)
     start = time.perf_counter()
     call()

@@ -29,7 +29,7 @@ def photo_words(size):
 
 
 def made(net_class, settings, **options):
-    """A network with random weights, made on the device, which is quicker there."""
+    """A network with random weights, drawn on the device, which is quicker than on the CPU."""
     with torch.device(settings.place):
         return inputs.network(net_class, **options)
 
@@ -37,7 +37,7 @@ def made(net_class, settings, **options):
 def contrast_net(settings, mode, width):
     """resnet38_contrast under a Mode, ready."""
     net = placed(made(resnet38_contrast.Net, settings, num_classes=CLASSES, width=width), mode, settings.place)
-    if mode.compiled:  # tiny: traced only, for want of time
+    if mode.compiled:  # tiny: only traced, because compiling takes long
         net.view = torch.compile(net.view, backend='eager' if settings.tiny else 'inductor')
     return net
 
@@ -85,7 +85,7 @@ def batch16(settings):
 
 
 def layouts(settings):
-    """What the layout of weights, cudnn.benchmark and TF32 in products change."""
+    """Rows with other layouts of weights, with cudnn.benchmark, and with TF32 in products."""
     wanted = ('TF32, channels-last', 'bf16, not channels-last', 'TF32, cudnn.benchmark', 'bf16, cudnn.benchmark',
               'TF32 in products too')
     yield from training_rows('layouts', settings, wanted)
@@ -118,7 +118,7 @@ def affinity(settings):
 # ---------------------------------------------------------------- the published formulation
 
 def published(settings):
-    """The published formulation of both, in float32 with and without TF32, and whether ours gives the same."""
+    """Rows of the published training step and CAMs, in float32 with and without TF32, and whether ours agree."""
     size, device = sizes(settings), settings.place
     options = Options(quick=False, threads=torch.get_num_threads(), device=settings.device)
 
@@ -155,7 +155,7 @@ def with_note(found, words):
 # ---------------------------------------------------------------- the card itself
 
 def rates(settings):
-    """What the card does at most: a large matrix product in each type, and a copy in its memory."""
+    """The card's highest rates: a large matrix product in each type, and a copy in the card's memory."""
     device, side = settings.place, 256 if settings.tiny else 8192
     types = {'float32': torch.float32, 'TF32 in products too': torch.float32, 'bf16': torch.bfloat16,
              'fp16': torch.float16}

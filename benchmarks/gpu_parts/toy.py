@@ -10,7 +10,7 @@ from report.presets import TOY
 from tool.recipes import RECIPES
 
 AMP = 'bf16'
-TRIAL = dataclasses.replace(  # sizes that a CPU gets through in a minute, of which nothing is learned
+TRIAL = dataclasses.replace(  # sizes for a minute on a CPU, from which the networks learn nothing
     TOY, images={'train': 8, 'val': 2},
     contrast_train=(*TOY.contrast_train, '--max_epoches', 1), aff_train=(*TOY.aff_train, '--max_epoches', 1),
     segmentation_train=(*TOY.segmentation_train, '--TRAIN_ITERATION', 2, '--TRAIN_BATCHES', 2),
@@ -31,7 +31,7 @@ def rows(settings):
             row = Row('toy', step.name, precision=AMP)
             try:
                 seconds = pipeline.run_steps([step], f'{folder}/log', quiet=True)[step.name]
-            except UserError:  # the step's own words are in its log, which goes with the folder
+            except UserError:  # the step's message is in its log, which is deleted with the folder
                 yield dataclasses.replace(row, note=last_line(folder, step))
                 return
             yield dataclasses.replace(row, value=seconds, unit='s', note=score(paths, step))

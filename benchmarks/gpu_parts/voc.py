@@ -1,4 +1,4 @@
-"""The time of the whole VOC chain (reproduce.py, SEAM + PPC) that follows from what was measured."""
+"""The time of the whole chain on VOC (reproduce.py, SEAM + PPC), computed from the measured rows."""
 from dataclasses import dataclass
 
 from benchmarks.gpu_parts.measure import BEST, Row

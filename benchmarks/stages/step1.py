@@ -22,15 +22,15 @@ from tool.seam import Target, present_channels
 from voc12.classes import VOC
 
 SEAM = RECIPES['seam']
-SEAM_TERMS = {'cls': ('cls1', 'cls2'), 'rvmin': ('rvmin1', 'rvmin2')}  # ours is the mean of the published two
+SEAM_TERMS = {'cls': ('cls1', 'cls2'), 'rvmin': ('rvmin1', 'rvmin2')}  # our loss is the mean of the published two
 VIEW2 = (work.VIEW2_SIDE, work.VIEW2_SIDE)
 
 
 # ---------------------------------------------------------------- losses
 
 def contrast_loss(options, batch=8, num_classes=VOC.num_classes, side=56):
-    """All loss terms from the networks' outputs at stride 8, forward and backward. The published side enlarges them
-    first, as its network does.
+    """All losses from the networks' outputs at stride 8, forward and backward. The published side first enlarges
+    the outputs, as its network does.
     """
     sizes = (8 * side, 8 * side), VIEW2
     views = [made_view(batch, options.device, num_classes, size, seed) for seed, size in enumerate(sizes)]
@@ -148,7 +148,7 @@ def data_loading(options, images=20):
     Image.fromarray(inputs.photo(*inputs.SIZE)).save(path, quality=95)
     augment = transforms.classification_train(448, 608, 608)
 
-    def ours(_=folder):  # the argument keeps the folder
+    def ours(_=folder):  # the argument keeps the temporary folder alive
         return [augment(Image.fromarray(read_image(path))) for _ in range(images)]
 
     def theirs():
@@ -159,15 +159,15 @@ def data_loading(options, images=20):
 
 
 def same_crops(folder):
-    """Words for the agreement of the two loadings. They draw differently, so they are compared on a square photo whose
-    side leaves only the flip to chance; the colours are compared one by one in tests/test_benchmarks.py.
+    """Words for the agreement of the two loadings. They draw random numbers differently, so this compares them on a
+    square photo whose side leaves only the flip to chance; tests/test_benchmarks.py compares the colours.
     """
     square = f'{folder}/square.jpg'
     Image.fromarray(inputs.photo(300, 300)).save(square, quality=95)
     steps = transforms.classification_train(448, 448, 448).transforms
     plain = v2.Compose([step for step in steps if not isinstance(step, v2.ColorJitter)])
     random.seed(0)
-    pictures = [training_image.load(square, 448, 448, 448, jitter=(0, 0, 0, 0)) for _ in range(8)]  # of both kinds
+    pictures = [training_image.load(square, 448, 448, 448, jitter=(0, 0, 0, 0)) for _ in range(8)]  # some flipped
     mine = plain(Image.fromarray(read_image(square)))
     nearest = min((mine - picture).abs().max().item() for picture in pictures)
     assert nearest < 1e-4, f'image without colour jitter differs by {nearest}'

@@ -63,9 +63,9 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
         write_probabilities('photo', root, root, out['ours'], iterations=10, num_classes=VOC.num_classes,
                             convert_rgb=False, overwrite=True)
 
-    def theirs(_=folder):  # the argument keeps the folder
+    def theirs(_=folder):  # the argument keeps the temporary folder alive
         image = np.asarray(Image.open(root / 'photo.jpg'))
-        maps = np.load(root / 'photo.npy', allow_pickle=True).item()  # our own file; the published code reads it so
+        maps = np.load(root / 'photo.npy', allow_pickle=True).item()  # ours, read as published
         stack = np.zeros((VOC.num_classes, *image.shape[:2]), np.float32)
         for key, value in maps.items():
             stack[key + 1] = value

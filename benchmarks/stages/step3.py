@@ -1,4 +1,4 @@
-"""Step 3 and what surrounds the steps: the DeepLab test, the evaluation, the start of a script."""
+"""The DeepLab test of Step 3, the evaluation, the start-up of a script."""
 import subprocess
 import sys
 import tempfile
@@ -60,8 +60,8 @@ def write_images(folder, images, size, num_foreground):
 
 
 def curve(options, images=200, size=inputs.SIZE, num_classes=VOC.num_classes):
-    """eval.py --curve on files: 60 background scores. The published side makes the same pass for each; some of them are
-    timed.
+    """eval.py --curve on files: 60 background scores. The published side reads all files again for each score; two of
+    its passes are timed.
     """
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)
@@ -69,7 +69,7 @@ def curve(options, images=200, size=inputs.SIZE, num_classes=VOC.num_classes):
     ids = write_images(root, images, size, classes.num_foreground)
     some = CURVE[::30]
 
-    def ours(_=folder):  # the argument keeps the folder
+    def ours(_=folder):  # the argument keeps the temporary folder alive
         return evaluate_cams(ids, root / 'cam', root / 'gt', classes, CURVE).miou
 
     def theirs():

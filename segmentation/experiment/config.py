@@ -1,8 +1,8 @@
 """The settings of Step 3: three experiments, with the published names as fields.
 
 Set DATA_PSEUDO_GT here, or give --pseudo_gt: every field is also a flag of train.py or test.py (`--TRAIN_LR 0.002`).
-Not here, because all scripts share them as flags: the data folder, lists, device, seed and number of workers
-(published: DATA_WORKERS, GPUS).
+Data folder, lists, device, seed and number of workers are flags alone, because all scripts have them (published:
+DATA_WORKERS, GPUS).
 """
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ def setting(default, help, scripts='train', type=str, **flag):
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. The defaults are those all three share (METHOD 7)."""
+    """The settings of an experiment. The defaults are those that all three have in common (METHOD 7)."""
     EXP_NAME: str = setting(
         '', 'path without suffix of what training writes: <name>.pth, .ckpt, .json, .losses.jsonl', 'train test')
     MODEL_NAME: str = setting('deeplabv1', 'deeplabv1 or deeplabv2', 'train test')
@@ -71,7 +71,7 @@ EXPERIMENTS = {config.EXP_NAME: config for config in (
 )}
 DEFAULT = 'SEAM_deeplabv1_resnet38'
 
-# Names that the other scripts use for the same thing.
+# Second names of flags: those that the other scripts use.
 ALSO = {
     'train': {'EXP_NAME': '--session_name', 'DATA_PSEUDO_GT': '--pseudo_gt', 'MODEL_BACKBONE_PRETRAIN': '--weights'},
     'test': {'EXP_NAME': '--session_name'},
@@ -100,7 +100,7 @@ def effective(args):
 def located(path):
     """A path of this file or a flag: as it stands or, where that does not exist, in the repository.
 
-    So `VOC2012` and a relative DATA_PSEUDO_GT mean the same in the repository's folder and in this one.
+    `VOC2012` and a relative DATA_PSEUDO_GT then mean the same in the repository's folder and in experiment/.
     """
     path = Path(path)
     return path if path.exists() or not (files.REPO / path).exists() else files.REPO / path

@@ -2,8 +2,8 @@
 
 Reads   --weights (the <session>.pth of train.py), <voc12_root>/JPEGImages/<id>.jpg, for val <gt_dir>/<id>.png.
 Writes  val:  <out_dir>/{single,single_crf,multi,multi_crf}/<id>.png and scores.json, with the four mIoU on the screen;
-        test: <out_dir>/results/VOC2012/Segmentation/comp6_test_cls/<id>.png (multi-scale, CRF), and of them
-        comp6_test_cls.tar.gz, checked file by file. <out_dir>/run.json: what made them. Done images are skipped.
+        test: <out_dir>/results/VOC2012/Segmentation/comp6_test_cls/<id>.png (multi-scale, CRF), and their archive
+        comp6_test_cls.tar.gz, checked file by file. <out_dir>/run.json: the settings. Done images are skipped.
 
     cd segmentation/experiment && python test.py --weights SEAM_deeplabv1_resnet38.pth --voc12_root ../../VOC2012
 """
@@ -75,23 +75,24 @@ def main(args):
 
 
 def folders(out_dir, split):
-    """Variant → folder, made where missing: all four for val, the best one, where the server wants it, for test."""
+    """{variant: folder}, made where missing: all four for val; for test multi-scale + CRF, where the server expects it.
+    """
     all_four = {name: name for name in predictions.VARIANTS}
     wanted = {'multi_crf': server_archive.FOLDER} if split == 'test' else all_four
     return {name: files.out_dir(out_dir / folder, '--out_dir') for name, folder in wanted.items()}
 
 
 def what_decides(args, config, weights):
-    """All that the predictions depend on, JSON-ready."""
+    """The settings that the predictions depend on, as a JSON-ready dict."""
     return {'experiment': args.experiment, 'network': config.network, 'weights': str(weights),
             'weights_sha256': hashlib.sha256(weights.read_bytes()).hexdigest(), 'scales': list(config.TEST_MULTISCALE),
             'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'amp': args.amp}
 
 
 def same_run(path, now, done):
-    """Write what makes the predictions to `path`. UserError where `done` > 0 of them were made otherwise."""
+    """Write the settings `now` to `path`. UserError where `done` > 0 predictions were made with other settings."""
     then = files.read_json(path, 'add --overwrite, or choose another --out_dir') or {}
-    changed = [key for key in now if then.get(key) != now[key] and key != 'weights']  # the same weights may have moved
+    changed = [key for key in now if then.get(key) != now[key] and key != 'weights']  # their path, for files may move
     if changed and done:
         raise UserError(path.parent, f'holds {done} predictions made with another {", ".join(changed)}',
                         'add --overwrite, or choose another --out_dir')

@@ -1,7 +1,7 @@
 """Step 3: train DeepLab on pseudo masks.
 
 Reads   DATA_PSEUDO_GT/<id>.png (config.py or --pseudo_gt) of --train_list, <voc12_root>/JPEGImages/<id>.jpg, --weights.
-        Ground truth in <voc12_root>/SegmentationClass, where there is some, only for a line that scores the masks.
+        Ground truth in <voc12_root>/SegmentationClass, where it exists, only to print the mIoU of the masks.
 Writes  <session>.pth (state dict), .ckpt (for --resume), .json (the effective config and the environment),
         .losses.jsonl, .predictions.png, and TensorBoard logs.
 
@@ -89,7 +89,7 @@ def check(config, images):
 
 
 def all_settings(args, config):
-    """The config and the flags in one dict, EXP_NAME under the name that all training scripts use."""
+    """The config and the flags in one dict; EXP_NAME is called session_name in it, as in the other training scripts."""
     settings = {**vars(args), **dataclasses.asdict(config)}
     return {**settings, 'session_name': settings.pop('EXP_NAME')}
 
