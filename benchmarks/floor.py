@@ -30,7 +30,7 @@ def rates(threads):
 
 
 def seconds(call, repeats=5):
-    """Median wall seconds of a call, after a first one."""
+    """Median wall seconds of a call, after a call that is not timed."""
     call()
     times = []
     for _ in range(repeats):

@@ -85,7 +85,7 @@ def measure_curve(index, options):
 
 
 def best(call, quick):
-    """Seconds of the quickest of up to three calls after a first one: what the work takes where nothing disturbs it."""
+    """Seconds of the quickest of up to three calls, after a call that is not timed: the least disturbed measurement."""
     call()
     times = []
     while not times or (not quick and len(times) < 3 and sum(times) < 3):

@@ -8,7 +8,7 @@ Writes: <out>/JPEGImages/<id>.jpg, Annotations/<id>.xml (boxes), SegmentationCla
         trainaug,val}.txt, ImageSets/Main/trainval.txt, SALImages/<id>.png (saliency 0..255, for EPS),
         LICENSE.txt, toy.json (the settings).
 
-Each image depends on the seed, the settings and its own number alone, so the same command gives the same bytes.
+Each image depends on the seed, the settings and its own number alone: the same command gives the same bytes.
 A command run again makes only the images that are missing.
 """
 import argparse

@@ -8,9 +8,9 @@ Writes: <out>, the state dict of a ResNet-38 (network/resnet38d.py) of width 1/8
 
 Two stages, both with one cycle of the learning rate and trainable BatchNorm. Stage 1 classifies close views of single
 things (all classes and distractors); the network has strides where stage 2 dilates, which makes stage 1 cheap. Stage 2
-trains the dilated network on scenes with image-level labels only. The seed of the scenes is one that no toy set should
-use. At the end the plain CAMs of stage 2's head are scored on the toy set. Both stages take about half an hour on two
-cores with bfloat16 arithmetic.
+trains the dilated network on scenes with image-level labels only. No toy set should use the seed of these scenes. At
+the end the plain CAMs of stage 2's head are scored on the toy set. Both stages take about half an hour on two cores in
+bfloat16 arithmetic.
 """
 import sys
 from pathlib import Path

@@ -18,7 +18,7 @@ from toy.glyphs import THINGS
 from voc12.classes import VOC
 
 CROP_SIDE = 64
-SCENE_SIDES = (80, 96, 112)  # pixels; one is drawn for each batch
+SCENE_SIDES = (80, 96, 112)  # pixels; each batch draws a side
 
 
 # ---------------------------------------------------------------- images in memory
@@ -97,7 +97,7 @@ def with_head(backbone, outputs):
 
 
 def score_map(net, x):
-    """Images (N, 3, H, W) → class scores at every position (N, outputs, h, w)."""
+    """Images (N, 3, H, W) → class scores of every cell (N, outputs, h, w)."""
     return net['head'](net['backbone'].features(x)['high'])
 
 

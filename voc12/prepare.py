@@ -34,7 +34,7 @@ def read_splits(root):
     """The ids of each list: dict with 'train', 'val', 'train_aug' and, where the devkit has a test list, 'test'.
 
     train_aug: the ids in SegmentationClassAug/ that are not in val; without that folder the devkit's own list
-    train_aug.txt or trainaug.txt, else only train. UserError: no devkit, or one without train.txt or val.txt.
+    train_aug.txt or trainaug.txt, else only train. UserError: no devkit, or a devkit without train.txt or val.txt.
     """
     sets = root / 'ImageSets' / 'Segmentation'
     if not sets.is_dir():

@@ -173,7 +173,7 @@ def peak(device):
 
 
 def seconds_on_one_core(call, settings):
-    """Fields of a Row: CPU seconds of the quickest of three calls after a first one, PyTorch on one thread."""
+    """Fields of a Row: CPU seconds of the quickest of three calls after an untimed call, PyTorch on a single thread."""
     torch.set_num_threads(1)
     times = []
     for _ in range(2 if settings.tiny else 4):

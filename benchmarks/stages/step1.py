@@ -84,8 +84,8 @@ def merged(losses):
 
 
 def same_terms(ours, theirs):
-    """Words for the largest relative difference of the weighted loss terms. The intra term samples pixels, so it is
-    compared loosely.
+    """Words for the largest relative difference of the weighted loss terms. The intra loss samples pixels, hence its
+    wide tolerance.
     """
     worst = {}
     for name, value in theirs.items():

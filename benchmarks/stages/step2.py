@@ -24,7 +24,7 @@ from voc12.classes import VOC
 
 
 def crf_bytes(labels, pixels, iterations=10):
-    """Least traffic of mean field: each iteration takes each label's map through a lattice of 2 and one of 5
+    """Least traffic of mean field: each iteration takes each label's map through a lattice of 2 and a lattice of 5
     dimensions, with d + 1 corners a pixel, written and read once, float32.
     """
     return iterations * labels * pixels * 4 * 2 * (3 + 6)
@@ -141,7 +141,7 @@ def random_walk(options, size=inputs.SIZE, logt=6):
 
 
 def random_walk_memory(options, size):
-    """As above. Dense: one squaring of the six, which needs no more memory than all."""
+    """The random walk. Dense: a single squaring of the six, which needs no more memory than all six."""
     case = random_walk(options, size)
     case.published = random_walk(options, size, logt=1).published
     return case
