@@ -1,6 +1,6 @@
 """The whole chain on the toy VOC, on a CPU: `make demo` runs it.
 
-    python demo.py [--baseline seam|eps] [--out runs/demo]
+    python demo.py [--baseline seam|eps|eps_plain|cam] [--out runs/demo]
 
 Reads  toy/backbone.pth. Writes into --out the toy set, what every step writes, table.txt, pictures.png (photo, CAM,
 seed, … , ground truth) and report.html. Called again it does only what is missing.
@@ -17,7 +17,8 @@ from voc12.classes import VOC
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--baseline', choices=RECIPES, default='seam', help='network, losses and settings')
+    parser.add_argument('--baseline', choices=TOY.background, default='seam',
+                        help='network, losses and settings')
     parser.add_argument('--out', help='folder for everything (runs/demo; runs/demo_<baseline> for another than seam)')
     parser.add_argument('--seed', type=cli.non_negative, default=0, help='seed of all training')
     parser.add_argument('--from', dest='start', metavar='STEP', help='do this step and all after it anew')

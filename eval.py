@@ -84,7 +84,7 @@ def summarise(args, split, result, fixed):
     """What <logfile>.json holds. IoU in percent; "fixed" is at the threshold given, "best" the curve's best or None."""
     def at(index):
         return {'threshold': None if result.thresholds is None else float(result.thresholds[index]),
-                'miou': float(result.miou[index]), 
+                'miou': float(result.miou[index]),
                 'class_iou': dict(zip(result.classes.names, result.class_iou[index].tolist()))}
     summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list),
                'split': split, 'images': result.images, 'predict_dir': str(args.predict_dir),

@@ -49,7 +49,6 @@ PARTS = {part.name: part for part in (
     Part('deeplab', 3, 'deeplab:rows'),          # DeepLab's training and test
     Part('toy', 8, 'toy:rows'),                  # the chain on the toy set
 )}
-VOC = 'voc'  # the time of the chain on VOC, computed from the other parts
 
 
 def get_args_parser():

@@ -184,7 +184,7 @@ def test_every_setting_of_the_contrast_changes_it(change):
 # ---------------------------------------------------------------- the intra-view term: its sampling is random
 
 def pixel_losses(similarity, labels):
-    """−log of each pixel's share among its own prototype and the 4th to 13th most similar (P,), pixel by pixel."""
+    """−log of each pixel's fraction among its own prototype and the 4th to 13th most similar (P,), pixel by pixel."""
     losses = []
     for row, label in zip(similarity, labels.tolist()):
         ranked = sorted(range(len(row)), key=lambda c: -row[c].item())[3:13]
@@ -236,8 +236,9 @@ def test_the_intra_view_term_samples_half_a_class_at_random_and_half_of_its_hard
             assert set(at_random.round().tolist()) <= {0., 1.} and round(at_random.sum().item()) == half
             chosen_at_random[members] += at_random.round()
     for members in groups.values():
-        share = len(members) // 2 / len(members)
-        assert (chosen_at_random[members] / draws - share).abs().max() <= 4 * (share * (1 - share) / draws) ** 0.5
+        fraction = len(members) // 2 / len(members)
+        deviation = (fraction * (1 - fraction) / draws) ** 0.5
+        assert (chosen_at_random[members] / draws - fraction).abs().max() <= 4 * deviation
 
 
 def test_mean_of_the_intra_view_term_is_that_of_the_plain_loops():
