@@ -10,7 +10,7 @@ An image whose files all exist is skipped, so the same command continues a run t
 from functools import partial
 from pathlib import Path
 
-from data.images import image_folder
+from data.images import image_folder, photo_files
 from data.lists import read_list
 from engine import cli, files
 from engine.errors import UserError
@@ -40,16 +40,14 @@ def main(args):
         twice = max(names, key=names.count)
         raise UserError('--alpha', f'gives the folder {twice} twice', 'name each exponent once')
     ids = read_list(args.infer_list, '--infer_list')
-    images = image_folder(args.voc12_root)
-    files.need_files(ids, images, '.jpg', '--voc12_root')
+    photos = photo_files(ids, image_folder(args.voc12_root))
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
     wanted = ids if args.overwrite else files.unfinished(ids, [(folder, '.npy') for folder in folders.values()])
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
-    refine = partial(write_probabilities, images=images, cam_dir=Path(args.cam_dir), folders=folders,
-                     iterations=args.crf_iters, num_classes=VOC.num_classes, convert_rgb=args.convert_rgb,
-                     overwrite=args.overwrite)
-    map_images(refine, wanted, args.num_workers, 'CRF')
+    refine = partial(write_probabilities, cam_dir=Path(args.cam_dir), folders=folders, iterations=args.crf_iters,
+                     num_classes=VOC.num_classes, convert_rgb=args.convert_rgb, overwrite=args.overwrite)
+    map_images(refine, [(name, photos[name]) for name in wanted], args.num_workers, 'CRF')
 
 
 if __name__ == '__main__':

@@ -44,6 +44,7 @@ def main(args):
     import torch
 
     from data.classification import MultiScaleImages
+    from data.images import is_blank
     from engine.crf_workers import SeedSettings, write_seeds
     from engine.device import autocast, set_up
     from engine.loading import single_items
@@ -58,16 +59,22 @@ def main(args):
     dataset.keep(ids if args.overwrite else files.unfinished(ids, outputs.values()))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
           f'{len(args.scales)} scales with flips')
+    if dataset.negatives:
+        print(f'{dataset.negatives} images have no class: their CAM files are empty, their masks all background')
     net = network_for_inference(args, device, recipe, num_classes=VOC.num_classes)
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
     settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC)
 
     with WorkerPool(args.num_workers if args.out_crf else 0) as workers, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
-            present = item['label'].nonzero()[:, 0]
+            present, size = item['label'].nonzero()[:, 0], item['pixels'].shape[:2]
             scaled = [images.to(device, non_blocking=True) for images in item['scaled']]
             with autocast(device, args.amp):
-                cams = recipe.multi_scale_cams(cams_of, scaled, present, item['pixels'].shape[:2])
+                # An image without any class has no maps, and the network does not run.
+                cams = recipe.multi_scale_cams(cams_of, scaled, present, size) if len(present) else torch.zeros(0, *size)
+            if is_blank(item['pixels']):
+                # A nearly constant map stretched to 0..1 falls far below 0 where it is lowest (METHOD 9.5).
+                cams = cams.clamp(0, 1)
             paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in outputs.items()}
             workers.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
 

@@ -14,7 +14,7 @@ FORMAT = 2  # checkpoints without it were made before 'settings' named the basel
 
 # Settings that a resumed run may change: they do not touch what is computed.
 UNCHECKED = {'resume', 'overwrite', 'num_workers', 'device', 'tblog_dir', 'save_every', 'log_every', 'picture_every',
-             'session_name', 'weights', 'voc12_root', 'cls_labels', 'saliency_dir'}
+             'session_name', 'weights', 'voc12_root', 'cls_labels', 'saliency_dir', 'allow_unusual_masks'}
 
 
 def save_checkpoint(path, state, settings):
