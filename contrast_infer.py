@@ -69,9 +69,10 @@ def main(args):
         for item in progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
             present, size = item['label'].nonzero()[:, 0], item['pixels'].shape[:2]
             scaled = [images.to(device, non_blocking=True) for images in item['scaled']]
-            with autocast(device, args.amp):
-                # An image without any class has no maps, and the network does not run.
-                cams = recipe.multi_scale_cams(cams_of, scaled, present, size) if len(present) else torch.zeros(0, *size)
+            cams = torch.zeros(0, *size)
+            if len(present):
+                with autocast(device, args.amp):
+                    cams = recipe.multi_scale_cams(cams_of, scaled, present, size)
             if is_blank(item['pixels']):
                 # A nearly constant map stretched to 0..1 falls far below 0 where it is lowest (METHOD 9.5).
                 cams = cams.clamp(0, 1)

@@ -47,8 +47,8 @@ def read_cams(path, num_foreground, size=None):
 def _of_irn(path, value):
     """The dict {foreground index: (H, W)} of a dict in IRN's layout. UserError: its parts do not fit, no 'high_res'."""
     if 'high_res' not in value:
-        raise UserError(path, f"is in IRN's layout ({', '.join(map(str, value))}) without 'high_res', the CAMs at the size "
-                              'of the image', 'save them as high_res, or as a dict {class 0..: float32 (H, W)}')
+        raise UserError(path, f"is in IRN's layout ({', '.join(map(str, value))}) without 'high_res', the CAMs at the "
+                              'size of the image', 'save them as high_res, or as a dict {class 0..: float32 (H, W)}')
     keys, maps = np.asarray(value['keys']).reshape(-1), np.asarray(value['high_res'])
     if keys.dtype.kind not in 'iu' or len(set(keys.tolist())) != len(keys) or maps.shape[:1] != keys.shape:
         raise UserError(path, f"is in IRN's layout, but its {len(keys)} keys do not fit high_res of shape {maps.shape}",

@@ -10,7 +10,6 @@ from engine.errors import UserError
 from engine.files import atomic
 from tool.metrics import IGNORE
 
-
 BINARY = 'holds the labels 0 and 255 alone: binary masks, where 255 means "ignore", not the object'
 COLOURS = np.array(colour_map(), np.uint8).reshape(256, 3)  # label → its colour
 LABELS = {tuple(colour): label for label, colour in enumerate(COLOURS.tolist())}  # the inverse; no colour recurs

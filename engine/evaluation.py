@@ -68,7 +68,8 @@ def absent_text(counts):
     if not absent:
         return ''
     return (f'{absent} of {len(counts)} classes do not occur, neither in the ground truth nor in the predictions, and '
-            f'count as 0 in mIoU; mean over the {len(counts) - absent} others: {metrics.mean_iou_occurring(counts):.2f}')
+            f'count as 0 in mIoU; mean over the {len(counts) - absent} others: '
+            f'{metrics.mean_iou_occurring(counts):.2f}')
 
 
 def evaluate_masks(ids, predict_dir, gt_dir, classes, num_workers=0):

@@ -4,7 +4,6 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from network.layout import to_dense, to_mkldnn
 
-
 DEEP_STEM = (64, 64, 128)
 # Where others keep the parts of a deep stem: MMSegmentation and the repositories of PSPNet (semseg).
 OTHER_STEMS = (
@@ -68,7 +67,7 @@ def with_our_stem(state_dict):
     for prefix in ('', 'backbone.'):
         for names in OTHER_STEMS:
             layers = {prefix + theirs: prefix + ours for theirs, ours in names.items()}
-            if all(f'{layer}.weight' in state_dict for layer in layers) and f'{prefix}layer4.0.conv1.weight' in state_dict:
+            if all(f'{layer}.weight' in state_dict for layer in (*layers, f'{prefix}layer4.0.conv1')):
                 return {_renamed(key, layers): value for key, value in state_dict.items()}
     return state_dict
 

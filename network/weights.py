@@ -18,7 +18,7 @@ from network.resnet101 import with_our_stem
 from network.width import width_of
 
 STEPS = {'cams': 'network.resnet38_contrast', 'affinity_features': 'network.resnet38_aff'}  # by what a Net must have
-USUAL = ('model', 'state_dict', 'model_state_dict')  # where a checkpoint keeps the state dict, if it has others beside it
+USUAL = ('model', 'state_dict', 'model_state_dict')  # the entry that counts where a checkpoint has several state dicts
 COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older files, never needed
 
 
@@ -53,7 +53,7 @@ def _refuse_text(path):
     with open(path, 'rb') as file:
         start = file.read(200).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if start.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
-        raise UserError(path, 'is a web page, not weights', 'open the address in a browser, and download the file itself')
+        raise UserError(path, 'is a web page, not weights', 'open the address in a browser, download the file itself')
     if start.startswith(b'version https://git-lfs'):
         raise UserError(path, 'is a pointer of git LFS, not the weights themselves', 'fetch them with git lfs pull')
 
@@ -79,8 +79,8 @@ class _Fields:
 def _read_torch(path):
     """The state dict in a PyTorch file. UserError where it is no such file, or one without a single state dict.
 
-    Objects of other classes (argparse.Namespace, NumPy's numbers, a framework's configuration) are passed over, stand-ins
-    in their place. The words that wrappers put before a name are taken off: `module.` (DataParallel),
+    Objects of other classes (argparse.Namespace, NumPy's numbers, a framework's configuration) are passed over,
+    stand-ins in their place. The words that wrappers put before a name are taken off: `module.` (DataParallel),
     `_orig_mod.` (torch.compile), and `model.` or `net.` where all names begin with it (Lightning).
     """
     try:
@@ -106,7 +106,8 @@ def _stand_ins(path):
     else:
         with open(path, 'rb') as file:  # the older format: five pickles (the fourth is the content), then numbers
             operations = [operation for _ in range(5) for operation in pickletools.genops(file)]
-        names = {argument.replace(' ', '.') for code, argument, _ in operations if code.name == 'GLOBAL'}
+        names = {argument.replace(' ', '.').replace('__builtin__', 'builtins')
+                 for code, argument, _ in operations if code.name == 'GLOBAL'}
     return [(_Unread if name.startswith('numpy.') else _Fields, name) for name in names]
 
 
@@ -129,7 +130,7 @@ def _state_in(path, loaded):
         if state:
             return state
     if '_modules' in getattr(loaded, '__dict__', {}):
-        raise UserError(path, 'holds a whole network, not its state dict', 'save network.state_dict() where it was made')
+        raise UserError(path, 'holds a whole network, not its state dict', 'save its state_dict() where it was made')
     raise UserError(path, 'holds no state dict (tensors by name)', 'give weights saved as a plain state dict')
 
 

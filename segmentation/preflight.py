@@ -89,14 +89,14 @@ def refuse_missing(ids, mask_dir):
 def refuse(summary, mask_dir, allow_unusual):
     """UserError where the masks cannot be right, being binary, or are unlikely to be: nearly all background, without
     objects, or ignored. allow_unusual: take these; small objects and sets of mostly negative images are like that."""
+    look = ('check --pseudo_gt (DATA_PSEUDO_GT) and the step that wrote it or, if the masks are right, add '
+            '--allow_unusual_masks')
+    if summary.ignored > MOST_IGNORED and not allow_unusual:
+        raise UserError(mask_dir, f'{100 * summary.ignored:.1f}% of the pixels are ignored', look)
     if summary.empty == summary.masks and summary.pixels[metrics.IGNORE]:
         raise UserError(mask_dir, BINARY, 'write objects as their class, 1 and up')
     if allow_unusual:
         return
-    look = ('check --pseudo_gt (DATA_PSEUDO_GT) and the step that wrote it or, if the masks are right, add '
-            '--allow_unusual_masks')
-    if summary.ignored > MOST_IGNORED:
-        raise UserError(mask_dir, f'{100 * summary.ignored:.1f}% of the pixels are ignored', look)
     if summary.histogram[0] > MOST_BACKGROUND:
         raise UserError(mask_dir, f'{100 * summary.histogram[0]:.1f}% of the labelled pixels are background', look)
     if summary.empty > MOST_EMPTY * summary.masks:

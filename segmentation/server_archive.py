@@ -42,8 +42,8 @@ def write(path, ids, predict_dir):
 def check(path, ids, image_dir, classes):
     """Read the archive through and check each file: palette PNG, VOC's colours, the image's size, labels in range.
 
-    ids: those that the archive must hold, no more and no fewer. image_dir: their photos. classes: a ClassSet. Nothing is
-    unpacked. UserError naming the file and what is wrong with it; returns nothing where all is well.
+    ids: those that the archive must hold, no more and no fewer. image_dir: their photos. classes: a ClassSet. Nothing
+    is unpacked. UserError naming the file and what is wrong with it; returns nothing where all is well.
     """
     photos = photo_files(ids, image_dir)
     expected = {f'{FOLDER}/{name}.png': name for name in ids}
