@@ -1,4 +1,4 @@
-"""Masks of optimisers, annotation tools and small data sets: palettes, few bits, 0/255, few classes, much background."""
+"""Masks of optimisers, annotation tools and small data sets: palettes, few bits, 0/255, few classes, background."""
 import json
 import shutil
 import zlib
