@@ -34,7 +34,6 @@ def get_args_parser():
                         help='the walk makes 2^logt steps')
     cli.add_switch(parser, '--crf', "refine the masks by DeepLab's CRF")
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='mean-field iterations of --crf')
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     return parser
 

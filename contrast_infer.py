@@ -34,7 +34,6 @@ def get_args_parser():
     parser.add_argument('--out_cam_pred_alpha', type=cli.unit_interval, default=0.26,
                         help='background score of the seeds, 0..1')
     parser.add_argument('--out_crf', help='folder of the seeds after the CRF (.png)')
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     return parser
 

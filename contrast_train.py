@@ -23,7 +23,6 @@ def get_args_parser():
     parser.add_argument('--resize_long', type=cli.positive, nargs=2, default=(448, 768), metavar=('LOW', 'HIGH'),
                         help='range of the random long side in pixels, before cropping')
     parser.add_argument('--view2_size', type=cli.positive, default=128, help='side of the second view in pixels')
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -45,7 +44,7 @@ def main(args):
     recipe = cli.chosen_recipe(args, 'train')
     ids = read_list(args.train_list, '--train_list')
     check(args, recipe, len(ids))
-    device = set_up(args)
+    device = set_up(args, args.session_name)
     net = network_for_training(args, device, recipe, num_classes=VOC.num_classes)
     dataset, validation = training_images(ids, args, recipe, VOC), validation_images(args, VOC)
 

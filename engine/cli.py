@@ -1,9 +1,9 @@
 """Command lines: the parser, types with bounds, groups of flags that scripts share. No torch here."""
 import argparse
 import dataclasses
-import os
 import sys
 
+from engine import machine
 from engine.errors import UserError
 from engine.files import REPO
 from tool.recipes import RECIPES, TERMS, Recipe
@@ -81,6 +81,14 @@ def number(kind=float, low=None, high=None, above=None):
     return convert
 
 
+def auto_or(kind):
+    """An argparse type: the word auto, or what the type `kind` takes."""
+    def convert(text):
+        return text if text == 'auto' else kind(text)
+    convert.__name__ = kind.__name__
+    return convert
+
+
 positive = number(int, low=1)
 non_negative = number(int, low=0)
 positive_number = number(above=0)
@@ -117,16 +125,33 @@ def add_label_flag(parser):
 
 
 def add_worker_flag(parser):
-    """--num_workers, shared by all scripts that read or write many images."""
-    parser.add_argument('--num_workers', type=non_negative, default=min(8, cores()),
+    """--num_workers, shared by all scripts that read or write many images, but for those with a network."""
+    parser.add_argument('--num_workers', type=non_negative, default=min(8, machine.cores()),
                         help='processes that prepare images or run the CRF (0: all work in the main process)')
 
 
-def add_device_flags(parser):
-    """--device, --amp, --seed, shared by all scripts that run a network."""
+def add_precision_flags(parser):
+    """--device and --amp: what computes, and in which precision."""
     parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
-    parser.add_argument('--amp', choices=('off', 'bf16', 'fp16'), default='off',
-                        help='precision of the convolutions; losses and normalisations stay in float32')
+    parser.add_argument('--amp', choices=('off', 'auto', 'bf16', 'fp16'), default='off',
+                        help='precision of the convolutions; losses and normalisations stay in float32. auto: what the '
+                             'hardware computes natively (bf16, else fp16 on CUDA, else off)')
+
+
+def add_machine_flags(parser):
+    """--device, --amp, --threads, --num_workers: how a script with a network uses the machine. See engine/device.py."""
+    add_precision_flags(parser)
+    parser.add_argument('--threads', type=auto_or(positive), default='auto',
+                        help='threads of the main process. auto: a thread for each core that is idle at the start and '
+                             'that no worker process will use; OMP_NUM_THREADS counts where it is set')
+    parser.add_argument('--num_workers', type=auto_or(non_negative), default='auto',
+                        help='processes that prepare images or run the CRF (0: all work in the main process). auto: '
+                             'one per core beside a GPU, at most 8; one for eight cores where the network runs on them')
+
+
+def add_device_flags(parser):
+    """The machine's flags and --seed, shared by all scripts that run a network."""
+    add_machine_flags(parser)
     parser.add_argument('--seed', type=non_negative, default=0,
                         help='seed of every random choice (inference makes none, unless your --network does)')
 
@@ -165,11 +190,6 @@ def add_run_flags(parser):
     parser.add_argument('--picture_every', type=non_negative, default=200, help='steps between pictures (0: none)')
     add_switch(parser, '--resume', 'continue <session>.ckpt where it stopped')
     add_switch(parser, '--overwrite', 'start anew although <session>.ckpt exists')
-
-
-def cores():
-    """Number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------- recipes

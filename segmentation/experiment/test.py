@@ -37,7 +37,6 @@ def get_args_parser():
     parser.add_argument('--out_logits', help='folder for the multi-scale logits, float16 (classes, H, W), '
                                              'about 8 MB an image (none unless given)')
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='iterations of the CRF')
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     return parser
 

@@ -27,7 +27,6 @@ def get_args_parser():
     configs.add_flags(parser, 'train')
     cli.add_image_flags(parser)
     parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     cli.add_run_flags(parser)
     return parser
@@ -47,7 +46,7 @@ def main(args):
     config = configs.effective(args)
     ids = read_list(args.train_list, '--train_list')
     check(config, len(ids))
-    device = set_up(args)
+    device = set_up(args, config.EXP_NAME)
     net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN), VOC.num_classes)
     net = to_device(net, device, args.amp)
 
