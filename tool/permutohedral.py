@@ -154,7 +154,8 @@ def corner_walks(strides):
 def sort(keys):
     """All entries in the order of their keys, those of one key in the order of pixels.
 
-    keys: (N, d + 1), overwritten. Returns keys (E,) and order int64 (E,): which entry comes where; E = N · (d + 1).
+    keys: (N, d + 1), which may be overwritten; E = N · (d + 1) entries. Returns keys (E,) and order int64 (E,): which
+    entry comes where.
     """
     pixels, corners = keys.shape
     flat, bits = keys.flatten(), keys.numel().bit_length()
