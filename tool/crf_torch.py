@@ -32,37 +32,48 @@ def marginals(image, unaries, absent_energy, absent, settings, device='cpu'):
         similar = appearance_kernel(image, settings)
         smooth = position_kernel(height, width, settings.axes, settings.gaussian_sxy, settings.gaussian_compat, device)
         prior = torch.from_numpy(unaries).to(device).reshape(fields, labels, -1)
-        counts = torch.ones(labels + (absent > 0), device=device)
         if absent:
-            counts[-1] = absent
             prior = torch.cat([prior, prior.new_full((fields, 1, prior.shape[2]), absent_energy)], 1)
+        columns = prior.shape[1]
         prior = (prior.amin(1, keepdim=True) - prior).flatten(0, 1).t().contiguous()
-        # A matrix product adds up each field's labels, as often as there are such labels, and repeats the sum for each.
-        members = torch.block_diag(*[counts[:, None].expand(len(counts), len(counts))] * fields)
-        bounded = settings.gaussian_compat + settings.bilateral_compat <= PLAIN_WEIGHTS
-        state = mean_field(prior, [smooth, similar], members, settings.iterations, None if bounded else fields)
-        return state.t().reshape(fields, len(counts), height, width).cpu().numpy()
+        state = mean_field(prior, [smooth, similar], fields, absent or 1, settings)
+        return state.t().reshape(fields, columns, height, width).cpu().numpy()
 
 
-def mean_field(prior, kernels, members, iterations, fields):
-    """Marginals after some iterations: float32 (N, columns).
+def mean_field(prior, kernels, fields, times, settings):
+    """Marginals after settings.iterations: float32 (N, fields · labels).
 
-    prior: float32 (N, columns), unary energies with the sign changed, at each pixel at most 0, and 0 for a label of
-    each field. members: float32 (columns, columns), which turns values into the sums of their field. fields: None
-    where energies are known to be small; else the number of fields, and each field's largest energy is subtracted.
+    prior: of the same shape, unary energies with the sign changed, at each pixel at most 0, and 0 for a label of each
+    field. kernels: tool.permutohedral.GaussianKernel. times: how many labels the last of each field stands for.
     """
-    state = prior.exp()
-    state /= state @ members
-    for _ in range(iterations):
-        total = prior.clone()
-        for kernel in kernels:
-            total += kernel(state)
-        if fields is not None:
-            groups = total.view(len(total), fields, -1)
+    bounded = settings.gaussian_compat + settings.bilateral_compat <= PLAIN_WEIGHTS
+    state = normalise(prior.exp(), fields, times)
+    for _ in range(settings.iterations):
+        first, *others = kernels
+        energy = first(state)
+        for kernel in others:
+            energy += kernel(state)
+        energy += prior
+        if not bounded:
+            groups = energy.view(len(energy), fields, -1)
             groups -= groups.amax(2, keepdim=True)
-        state = total.clamp_(max=LARGEST).exp_()
-        state /= state @ members
+        state = normalise(energy.clamp_(max=LARGEST).exp_(), fields, times)
     return state
+
+
+def normalise(values, fields, times):
+    """Divide every label, in place, by the sum of its field, in which the last label counts `times`.
+
+    values: float32 (N, fields · labels). The sum goes column by column: for PyTorch rows of a few numbers are slow, and
+    a matrix product of that shape takes four times as long.
+    """
+    groups = values.view(len(values), fields, -1)
+    *labels, last = groups.unbind(2)
+    total = last * times
+    for label in labels:
+        total += label
+    groups /= total[..., None]
+    return values
 
 
 def appearance_kernel(image, settings):
