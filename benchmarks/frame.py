@@ -29,12 +29,12 @@ class Case:
     """A stage made ready: inputs, weights and files exist, only the work is left.
 
     ours, published: callables without arguments (published may be None, where what it needs is not installed), giving
-    results that `check(ours, published)` compares; it returns
-    words for the agreement found and raises AssertionError where it is worse than the golden tolerances. count: images
-    a call handles. flops: function that counts a call's arithmetic; bytes: the least memory traffic that a call needs;
-    both for the floor. single_core: whether the work runs on one core whatever `threads`. published_fraction: of the
-    published work, what a call does (1: all). extra: {words: value} for the report; `check` may add to it. in_process:
-    False where the work is done by other processes, which no profiler of this one sees.
+    results that `check(ours, published)` compares; it returns words for the agreement found and raises AssertionError
+    where it is worse than the golden tolerances. count: images a call handles. flops: function that counts a call's
+    arithmetic; bytes: the least memory traffic that a call needs; both for the floor. single_core: whether the work
+    runs on one core whatever `threads`. published_fraction: of the published work, what a call does (1: all). extra:
+    {words: value} for the report; `check` may add to it. in_process: False where the work is done by other processes,
+    which no profiler of this one sees.
     """
     ours: object
     published: object

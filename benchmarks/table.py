@@ -12,8 +12,8 @@ class Stage:
     title: in the report. setup: dotted name of a function(frame.Options, **sizes) → frame.Case, resolved when called.
     sizes, quick: its sizes, and what differs with --quick. aim: published over ours, wall time, at least. memory_aim:
     ours over published, peak memory, at most. aim_text: the aim in words where it is another. limit: what stands
-    between the stage and its aim, in words. timed: False where only memory is measured. needs: a module that the published
-    side imports and that need not be installed.
+    between the stage and its aim, in words. timed: False where only memory is measured. needs: a module that the
+    published side imports and that need not be installed.
     """
     name: str
     title: str

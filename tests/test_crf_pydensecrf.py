@@ -1,7 +1,7 @@
 """The engines of tool/crf.py against each other, and both against the published CRF. Skipped without pydensecrf."""
 import numpy as np
 import pytest
-from helpers import golden, run_main, tree_bytes
+from helpers import golden
 from test_crf import CHAIN, EVERY, IDS, SETTINGS, alpha_maps, blocks
 
 from tool import crf

@@ -35,8 +35,8 @@ def crf_bytes(labels, pixels, iterations=10):
 
 
 def crf(options, size=inputs.SIZE, num_classes=VOC.num_classes):
-    """contrast_infer.py's CRF of a seed with two classes, on PyTorch, as a worker process runs it; published: pydensecrf
-    with all labels. The kernel of positions is kept, as it is for photos of one size; the first call also makes it.
+    """contrast_infer.py's CRF of a seed with two classes, on PyTorch, as a worker process runs it; published:
+    pydensecrf with all labels. The kernel of positions is kept, as for photos of one size; the first call makes it.
     """
     torch.set_num_threads(1)
     height, width = size
