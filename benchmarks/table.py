@@ -1,5 +1,6 @@
 """The stages of the table: their names, sizes and aims. No torch here: bench.py --help names them at once."""
 from dataclasses import dataclass, field
+from importlib import import_module
 from pkgutil import resolve_name
 
 PYDENSECRF = 'pydensecrf.densecrf'
@@ -36,7 +37,7 @@ class Stage:
     def missing(self):
         """Whether the module that it needs cannot be imported."""
         try:
-            return bool(self.needs) and not resolve_name(self.needs)
+            return bool(self.needs) and not import_module(self.needs)
         except ImportError:
             return True
 

@@ -92,7 +92,8 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
         case.extra['disk, ours over published'] = disk['ours'] / disk['published']
         return ', '.join(words)
 
-    case = Case(ours, theirs if published else None, check, bytes=2 * crf_bytes(len(classes) + 2, height * width), single_core=True)
+    case = Case(ours, theirs if published else None, check, bytes=2 * crf_bytes(len(classes) + 2, height * width),
+                single_core=True)
     return case
 
 
