@@ -20,8 +20,8 @@ from torch.nn.functional import embedding_bag, pad
 
 # Entries of a row that are summed at once. On a GPU a row is one thread's work, and a plain sky gathers thousands.
 LONGEST = 128
-# Numbers of possible points below which keys are int32 and int64: half of what the types hold, since arithmetic with the
-# step to a neighbour leaves the keys' range. Keys in 32 bits sort in half the time.
+# Numbers of possible points below which keys are int32 and int64: half of what the types hold, since a step to a
+# neighbour leaves the range of the keys. Keys in 32 bits sort in half the time.
 INT32_KEYS, INT64_KEYS = 2 ** 30, 2 ** 62
 BLOCK = 2 ** 16  # pixels whose simplices are found at once: enough work for a call, yet little memory
 TINY = 1e-20  # added to a pixel's degree before the square root, as in the authors' code
