@@ -6,6 +6,7 @@ import sys
 from engine import machine
 from engine.errors import UserError
 from engine.files import REPO
+from tool.crf import ENGINES
 from tool.recipes import RECIPES, TERMS, Recipe
 
 # ---------------------------------------------------------------- the parser
@@ -130,9 +131,21 @@ def add_worker_flag(parser):
                         help='processes that prepare images or run the CRF (0: all work in the main process)')
 
 
+def add_crf_flag(parser):
+    """--crf_engine, shared by all scripts that run a CRF."""
+    parser.add_argument('--crf_engine', choices=ENGINES, default='torch',
+                        help="what runs the CRF: torch, on --device, or the authors' pydensecrf, on the CPU, which is "
+                             'installed by requirements-pydensecrf.txt')
+
+
+def add_device_flag(parser):
+    """--device, shared by all scripts that compute with PyTorch."""
+    parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
+
+
 def add_precision_flags(parser):
     """--device and --amp: what computes, and in which precision."""
-    parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
+    add_device_flag(parser)
     parser.add_argument('--amp', choices=('off', 'auto', 'bf16', 'fp16'), default='off',
                         help='precision of the convolutions; losses and normalisations stay in float32. auto: what the '
                              'hardware computes natively (bf16, else fp16 on CUDA, else off)')

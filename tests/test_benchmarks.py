@@ -105,6 +105,8 @@ TINY = {
 
 @pytest.mark.parametrize('name', STAGES)
 def test_both_sides_of_a_stage_give_the_same(name):
+    if STAGES[name].needs:
+        pytest.importorskip(STAGES[name].needs)
     case = STAGES[name].function(OPTIONS, **TINY[name])
     ours, published = case.ours(), case.published()
     if STAGES[name].timed:
@@ -212,6 +214,18 @@ def test_the_command_measures_a_stage_and_writes_both_files(tmp_path):
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['stages'][0]['wall_ratio'] > 1
     assert 'affinity labels' in (tmp_path / 'RESULTS.md').read_text()
+
+
+def test_a_stage_whose_published_side_is_not_installed_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'pydensecrf.densecrf', None)
+    monkeypatch.setattr(frame, 'in_child', lambda *_: {'one core': {'flops': 1, 'bytes': 1},
+                                                       'all cores': {'flops': 1, 'bytes': 1}})
+    argv = ['--quick', '--stages', 'crf', 'aff_prepare', '--out', str(tmp_path)]
+    bench.main(bench.get_args_parser().parse_args(argv))
+    said = capsys.readouterr().out
+    for name in ('crf', 'aff_prepare'):
+        assert f'{name}: left out, pydensecrf.densecrf is not installed (pip install -r requirements-pyd' in said
+    assert json.loads((tmp_path / 'results.json').read_text())['stages'] == []
 
 
 @pytest.mark.parametrize('argv, folder', [([], 'benchmarks'), (['--quick'], 'runs/bench'),

@@ -290,6 +290,18 @@ def test_validation_uses_the_images_that_have_labels(toy, chain, tmp_path, capsy
         assert f'val/loss_{kind}' in said
 
 
+def test_both_crf_engines_make_the_same_labels(toy, chain, tmp_path):
+    pytest.importorskip('pydensecrf.densecrf')
+    run_main('aff_prepare', *prepare_argv(toy, chain), '--out_crf', tmp_path, '--crf_engine', 'pydensecrf')
+    for alpha in ('4.00', '24.00'):
+        for i in read_list(toy.train):
+            (labels, ours), (same, theirs) = (read_probabilities(folder / alpha / f'{i}.npy', VOC.num_classes)
+                                              for folder in (chain / 'crf', tmp_path))
+            np.testing.assert_array_equal(labels, same)
+            # 1e-4, and a step of float16 just below 1, 2^-11: the two may round to either side.
+            np.testing.assert_allclose(ours, theirs, atol=6e-4)
+
+
 def test_crops_of_dict_and_array_files_agree(toy, chain, tmp_path):
     ids = read_list(toy.train)
     for alpha in ('4.00', '24.00'):
