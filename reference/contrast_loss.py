@@ -124,8 +124,7 @@ def labels_and_prototypes(revised, features, with_bg, bg_threshold):
 def best_pixels(scores, number):
     """The `number` largest of scores (P,) and where they are; of equal ones the first.
 
-    Published: torch.topk, which does not say what it takes of equal ones. For a class whose scores are all equal, as
-    the background's are, that is an arbitrary choice; here it is a stated one (METHOD 9.7).
+    Published: torch.topk, which does not say which it takes of equal ones (METHOD 9.7).
     """
     values, pixels = torch.sort(scores, descending=True, stable=True)
     return values[:number], pixels[:number]

@@ -47,15 +47,21 @@ def prototypes(scores, features, k):
     """One prototype a class: the score-weighted mean of the features at its k best pixels in the whole batch.
 
     scores (N, C, h, w), features (N, D, h, w) → (C, D), L2-normalised. As published, classes that no image carries
-    get a prototype too (METHOD 9.3): it serves as a negative. Of equal scores the first count: image by image, row by
-    row (METHOD 9.7).
+    get a prototype too (METHOD 9.3): it serves as a negative.
     """
-    # A stable sort, not topk: what topk takes of equal scores changes with device, version and number of pixels.
-    values, pixels = scores.transpose(0, 1).flatten(1).sort(1, descending=True, stable=True)
-    values, pixels = values[:, :k], pixels[:, :k]                                   # (C, k)
+    values, pixels = best_pixels(scores.transpose(0, 1).flatten(1), k)              # (C, k)
     chosen = features.permute(0, 2, 3, 1).flatten(0, 2)[pixels]                     # (C, k, D)
     mean = (values[:, :, None] * chosen).sum(1) / values.sum(1, keepdim=True)
     return F.normalize(mean, dim=1)
+
+
+def best_pixels(scores, k):
+    """The k largest of each row of scores (C, P), and where they are: (C, k) each. Of equal scores the first count.
+
+    Published: topk, whose choice among equal scores depends on the device, the version and P (METHOD 9.7).
+    """
+    values, pixels = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], pixels[:, :k]
 
 
 def intra_view(similarity, labels):
