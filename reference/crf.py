@@ -31,8 +31,8 @@ def walked_crf(normalised, scores, iterations=1):
     normalised: the padded image as the network sees it, float32 (H, W, 3). scores (21, H, W) → float32 (21, H, W).
     """
     image = (normalised * np.float32((0.229, 0.224, 0.225)) + np.float32((0.485, 0.456, 0.406))) * 255
-    # Cut to whole numbers, as published, but a hundredth higher: there, a grey level that normalising made a hair smaller
-    # is cut to the one below it (METHOD 9.29).
+    # Published: cut to whole numbers without the hundredth, so that a grey level which normalising made a hair smaller
+    # becomes the one below it (METHOD 9.29).
     image = np.floor(image + 1e-2).clip(0, 255).astype(np.uint8)
     field = DenseCRF2D(image.shape[1], image.shape[0], len(scores))
     field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(scores)))

@@ -1,4 +1,4 @@
-"""Resizing by an exact factor, pixel by pixel, as OpenCV does it where it is given the factor (fx, fy). METHOD 7.1, 7.2.
+"""Resizing by an exact factor, pixel by pixel, as OpenCV does it where it is given fx and fy. METHOD 7.1, 7.2.
 
 Plain twin of data/segmentation.py: resize_by. The result has rounded sides, but its pixel x samples the image at
 (x + 0.5) / factor − 0.5 (bicubic) or at x / factor (nearest), whatever the rounded side is.

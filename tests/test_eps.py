@@ -310,8 +310,9 @@ def test_saliency_keeps_its_values_and_is_zero_outside():
 
 
 def sides(width, height, target):
-    """(H, W) after RandomLongSide has drawn `target` as the long side of a photo."""
-    return tuple(transforms.RandomLongSide(target, target)(torch.zeros(3, height, width)).shape[1:])
+    """(H, W) to which RandomLongSide resizes a photo if it draws `target` as the long side."""
+    photo = torch.empty(3, height, width, device='meta')
+    return tuple(transforms.RandomLongSide(target, target).make_params([photo])['size'])
 
 
 def test_the_short_side_is_multiplied_before_it_is_divided():
@@ -463,9 +464,7 @@ def test_plain_eps_never_makes_a_second_view(toy, tmp_path, monkeypatch):
 
 def test_the_ecr_target_of_the_flag_is_the_one_that_trains(toy, tmp_path):
     rows = {name: train(toy, tmp_path / name, '--baseline', 'eps', *TWO_VIEWS, *flags)
-            for name, flags in {'default': (), 'published': ('--ecr_target', 'published'),
-                                'seam': ('--ecr_target', 'seam')}.items()}
-    assert rows['default'] == rows['published']
+            for name, flags in {'published': (), 'seam': ('--ecr_target', 'seam')}.items()}
     assert rows['seam'][0]['ecr'] != rows['published'][0]['ecr']
     assert rows['seam'][0]['er'] == rows['published'][0]['er']  # the same images and weights in the first step
 

@@ -72,9 +72,9 @@ def test_terms_are_the_published_ones(case):
 def test_taking_the_first_of_the_ties_moves_the_contrast_by_less_than_a_hundredth(case):
     terms = contrast.losses(*published_views(case), torch.from_numpy(case['label']),
                             wanted=('cross_prototype', 'cross_cam'))
-    for name, published in (('cross_prototype', 'loss_cross_nce'), ('cross_cam', 'loss_cross_nce2')):
+    for name, key in (('cross_prototype', 'loss_cross_nce'), ('cross_cam', 'loss_cross_nce2')):
         ours = CONTRAST_WEIGHT * terms[name].item()
-        assert ours != pytest.approx(case[published], rel=1e-3) and ours == pytest.approx(case[published], rel=1e-2)
+        assert ours != pytest.approx(case[key], rel=1e-3) and ours == pytest.approx(case[key], rel=1e-2)
 
 
 @pytest.mark.usefixtures('published_ties')

@@ -129,8 +129,8 @@ def chosen(name, baseline):
 
 @pytest.mark.parametrize('baseline, expected', [
     ('seam', {'network': 'network.resnet38_contrast', 'max_epoches': 8, 'bg_threshold': 0.20, 'temperature': 0.1,
-              'view2_size': 128, 'ecr_target': None, 'prototype_fraction': 1 / 8, 'tau': None, 'alpha': None, 'save_layout': None, 'w_saliency': None,
-              'w_intra': 0.1}),
+              'view2_size': 128, 'ecr_target': None, 'prototype_fraction': 1 / 8, 'tau': None, 'alpha': None,
+              'save_layout': None, 'w_saliency': None, 'w_intra': 0.1}),
     ('eps', {'network': 'network.resnet38_eps_contrast', 'max_epoches': 15, 'bg_threshold': 0.10, 'temperature': 0.1,
              'prototype_fraction': 1 / 16, 'saliency_dir': 'd', 'tau': 0.4, 'alpha': 0.5, 'save_layout': 'ours',
              'view2_size': 128, 'ecr_target': 'published', 'w_saliency': 1, 'w_intra': 0.1}),
@@ -273,7 +273,8 @@ def test_every_recipe_trains_and_makes_seeds(recipe, toy, train, tmp_path):
 
 def test_plain_cam_is_seam_with_classification_alone(toy, train, tmp_path):
     train('--baseline', 'cam', *TWO_VIEWS)
-    train('--baseline', 'seam', *TWO_VIEWS, *(f'--w_{name}=0' for name in SEAM_WEIGHTS if name != 'cls'), session=tmp_path / 'seam')
+    train('--baseline', 'seam', *TWO_VIEWS, *(f'--w_{name}=0' for name in SEAM_WEIGHTS if name != 'cls'),
+          session=tmp_path / 'seam')
     assert (tmp_path / 'run.losses.jsonl').read_bytes() == (tmp_path / 'seam.losses.jsonl').read_bytes()
     cam, other = (torch.load(tmp_path / f'{name}.pth', weights_only=True) for name in ('run', 'seam'))
     assert cam.keys() == other.keys() and all(torch.equal(cam[key], other[key]) for key in cam)

@@ -126,8 +126,8 @@ SEAM = Recipe(
     seed_crf='SEED', affinity=True, experiment='SEAM_deeplabv1_resnet38',
     # Seeds at the best threshold, before a CRF; the median of three runs (Du et al., CVPR 2022).
     published={('seeds', 'train'): 61.5},
-    network='network.resnet38_contrast', max_epoches=8, view2_size=128, bg_threshold=0.20, temperature=0.1, prototype_fraction=1 / 8,
-    map='revised', crf_iters=10)
+    network='network.resnet38_contrast', max_epoches=8, view2_size=128, bg_threshold=0.20, temperature=0.1,
+    prototype_fraction=1 / 8, map='revised', crf_iters=10)
 
 CAM = dataclasses.replace(
     SEAM, name='cam', title='plain CAM', losses='tool.objectives:cam', weights={'cls': 1.}, published={},

@@ -83,8 +83,8 @@ def rvmin_loss(revised):
 def cross_regularisation(target, revised, num_channels, fraction=0.2):
     """ECR of one direction: the mean of the largest `fraction` of |target − revised| per image.
 
-    target (N, S, h, w): what `ecr_target` makes of the other view's CAMs, no gradient. revised (N, S, h, w): normalised revised
-    CAMs, background first. The fraction is of all num_channels·h·w entries; those of absent channels are zero.
+    target (N, S, h, w): what `ecr_target` makes of the other view's CAMs, no gradient. revised (N, S, h, w): normalised
+    revised CAMs, background first. The fraction is of all num_channels·h·w entries; those of absent channels are zero.
     """
     difference = (target - revised).abs().flatten(1)
     k = int(num_channels * target.shape[2] * target.shape[3] * fraction)
