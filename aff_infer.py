@@ -32,8 +32,11 @@ def get_args_parser():
     parser.add_argument('--beta', type=cli.positive_number, default=8., help='exponent of the affinities')
     parser.add_argument('--logt', type=cli.number(int, low=0, high=20), default=6,
                         help='the walk makes 2^logt steps')
-    cli.add_switch(parser, '--crf', "refine the masks by DeepLab's CRF")
-    parser.add_argument('--crf_iters', type=cli.positive, default=10, help='mean-field iterations of --crf')
+    cli.add_switch(parser, '--crf', 'refine the masks by a CRF')
+    parser.add_argument('--crf_setting', choices=('deeplab', 'published'), default='deeplab',
+                        help="which: DeepLab's, or the one that is commented out in the published script")
+    parser.add_argument('--crf_iters', type=cli.positive,
+                        help='mean-field iterations of --crf (deeplab: 10; published: 1)')
     cli.add_crf_flag(parser)
     cli.add_device_flags(parser)
     return parser
@@ -67,7 +70,8 @@ def main(args):
     dataset.keep(ids if args.overwrite else files.unfinished(ids, outputs.values()))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
     net = network_for_inference(args, device, method='affinity_features')
-    settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf, args.crf_iters, VOC, engine)
+    settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf_setting if args.crf else None,
+                            args.crf_iters, VOC, engine)
 
     with WorkerPool(engine.workers(args.num_workers)) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'random walk', len(dataset)):

@@ -59,7 +59,9 @@ def values_before(parser, args):
     defaults = {name: parser.get_default(name) for name in vars(args)}
     if 'baseline' in defaults:
         recipe = RECIPES[args.baseline]
-        defaults |= {field.name: getattr(recipe, field.name) for field in recipe_settings('train')}
+        for field in recipe_settings('train'):
+            value, stated = getattr(recipe, field.name), field.metadata['before']
+            defaults[field.name] = value if value is None or stated is None else stated
         # A term that the checkpoint does not know did not exist: it weighed nothing where the recipe has it now.
         defaults |= {f'w_{name}': 0. if name in recipe.weights else None for name in TERMS}
     return defaults | parser.before

@@ -15,7 +15,10 @@ from data.probabilities import save_probabilities
 from engine.crf_engine import CrfEngine
 from engine.files import save_npy
 from tool import crf, random_walk, seeds
-from tool.pairs import cell_means
+from tool.pairs import STRIDE, cell_means
+
+PADDING_COLOUR = 123, 116, 103  # RGB of ImageNet's mean, cut to whole numbers: what a normalised 0 stands for
+
 
 # ---------------------------------------------------------------- Step 1: seeds
 
@@ -81,13 +84,13 @@ def write_probabilities(name, images, cam_dir, folders, iterations, num_classes,
 @dataclass(frozen=True)
 class WalkSettings:
     """How aff_infer.py walks. bg: the background score 0..1, or 'alpha': (1 − strongest CAM)^alpha. beta: exponent of
-    the affinities. The walk makes 2^logt steps. crf: whether the masks are refined, by crf_iters iterations of engine.
-    """
+    the affinities. The walk makes 2^logt steps. crf: how the masks are refined, a key of WALKED_CRFS, or None: not at
+    all. crf_iters: iterations, or None for those of the CRF's settings. engine: what runs the CRF."""
     bg: object
     alpha: float
     beta: float
     logt: int
-    crf: bool
+    crf: str
     crf_iters: int
     classes: ClassSet
     engine: CrfEngine = CrfEngine()
@@ -109,16 +112,38 @@ def write_pseudo_mask(paths, cam_path, image, affinity, settings):
         # Dividing by that map undoes the dilution, so eval.py --curve can apply any constant background score.
         save_cams(paths['npy'], present, [cam / undiluted for cam in scores[1:]])
     if settings.crf:
-        scores = refine_walked(image, np.stack(scores), settings.crf_iters, num_classes, settings.engine)
+        scores = WALKED_CRFS[settings.crf](image, walked[1:], settings.crf_iters, num_classes, settings.engine)
     save_mask(paths['rw'], crf.label_map(scores, [0, *(present + 1)]), settings.classes.palette)
 
 
-def refine_walked(image, scores, iterations, num_classes, engine=CrfEngine()):
-    """The CRF of the segmentation stage on walked scores (1 + K, H, W), divided by their sum. METHOD 6.5."""
-    scores = np.maximum(scores, 0)
+def refine_walked(image, walked, iterations, num_classes, engine=CrfEngine()):
+    """The CRF of the segmentation stage on walked scores, divided by their sum. METHOD 6.5.
+
+    image: uint8 (H, W, 3). walked: scores of its cells (1 + K, h, w), background first. iterations: None for those of
+    the settings. engine: what runs the CRF. Returns float32 (1 + K, H, W).
+    """
+    scores = np.maximum(random_walk.to_pixels(walked, *image.shape[:2]), 0)
     probabilities = scores / np.maximum(scores.sum(0), crf.CLIP)
-    settings = replace(crf.DEEPLAB, iterations=iterations)
+    settings = replace(crf.DEEPLAB, iterations=iterations or crf.DEEPLAB.iterations)
     return crf.refine_probabilities(image, probabilities, settings, num_classes - len(scores), **engine.options)
+
+
+def refine_walked_as_published(image, walked, iterations, num_classes, engine=CrfEngine()):
+    """The CRF that stands commented out in the published code: raw scores, and the image padded as the network sees it.
+
+    METHOD 6.5. Arguments and result as in refine_walked.
+    """
+    height, width = image.shape[:2]
+    size = walked.shape[1] * STRIDE, walked.shape[2] * STRIDE
+    padded = np.full((*size, 3), PADDING_COLOUR, np.uint8)
+    padded[:height, :width] = image
+    settings = replace(crf.WALK, iterations=iterations or crf.WALK.iterations)
+    scores = random_walk.to_pixels(walked, *size)
+    refined = crf.refine_probabilities(padded, scores, settings, num_classes - len(scores), **engine.options)
+    return refined[:, :height, :width]
+
+
+WALKED_CRFS = {'deeplab': refine_walked, 'published': refine_walked_as_published}
 
 
 # ---------------------------------------------------------------- Step 3: segmentations

@@ -46,6 +46,8 @@ AFFINITY = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilater
                     iterations=10, axes='yx')
 EPS = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10,
                iterations=5)
+WALK = Settings(gaussian_sxy=3, gaussian_compat=3, bilateral_sxy=80, bilateral_srgb=13, bilateral_compat=10,
+                iterations=1)
 DEEPLAB = Settings(gaussian_sxy=1, gaussian_compat=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4,
                    iterations=10)
 

@@ -62,6 +62,7 @@ def main(args):
     run = Run(config.EXP_NAME, net, optimizer, device=device, args=args, settings=all_settings(args, config),
               before=all_settings(args, configs.EXPERIMENTS[args.experiment]) | get_args_parser().before,
               images=len(ids), batch_size=config.TRAIN_BATCHES, max_step=config.TRAIN_ITERATION,
+              schedule_steps=config.TRAIN_ITERATION + 1,  # as published, in this step alone (METHOD 7.1)
               power=config.TRAIN_POWER)
     for batch in run.batches(dataset):
         image = batch['image'].to(device, non_blocking=True)
