@@ -1,6 +1,7 @@
 """Command lines: the parser, types with bounds, groups of flags that scripts share. No torch here."""
 import argparse
 import dataclasses
+import math
 import sys
 
 from engine import machine
@@ -72,12 +73,14 @@ def values_before(parser, args):
 def number(kind=float, low=None, high=None, above=None):
     """An argparse type: a number of `kind` (int, float) within low..high (inclusive) and above `above` (exclusive)."""
     words = {'above': above, 'at least': low, 'at most': high}
-    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in words.items() if bound is not None) or 'finite'
+    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in words.items() if bound is not None)
 
     def convert(text):
         value = kind(text)
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f'{text} is not finite')
         inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        if not inside or abs(value) == float('inf'):
+        if not inside:
             raise argparse.ArgumentTypeError(f'{text} is not {bounds}')
         return value
     convert.__name__ = 'whole number' if kind is int else 'number'  # argparse names it: invalid number value: 'x'
@@ -114,6 +117,9 @@ def add_switch(parser, name, help, default=False):
 
 
 # ---------------------------------------------------------------- groups of flags
+
+VAL_LIST = 'voc12/val.txt'  # the default alone may be missing
+
 
 def add_image_flags(parser):
     """--voc12_root, --convert_rgb: where the photos are, and which are accepted."""
@@ -183,14 +189,14 @@ def add_training_flags(parser):
     parser.add_argument('--session_name', required=True,
                         help='path without suffix of what the run writes: <session>.pth, .ckpt, .json, .losses.jsonl')
     parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
-    parser.add_argument('--val_list', default='voc12/val.txt',
+    parser.add_argument('--val_list', default=VAL_LIST,
                         help="list of image ids validated after each epoch, without masks; '' for none")
     parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all devices')
     parser.add_argument('--lr', type=positive_number, default=0.01,
                         help='learning rate of pretrained weights (new layers: ten times)')
     parser.add_argument('--wt_dec', type=non_negative_number, default=5e-4, help='weight decay (biases: none)')
     parser.add_argument('--momentum', type=unit_interval, default=5e-4,
-                        help='SGD momentum; the published optimiser passes the weight decay here, it meant 0.9')
+                        help='SGD momentum; the published code passes the weight decay by mistake, 0.9 was meant')
     parser.add_argument('--crop_size', type=positive, default=448, help='side of the training crop in pixels')
     add_run_flags(parser)
 
@@ -273,5 +279,6 @@ def _resolve(args, name, default):
                         f'leave it out, or choose --baseline {" or ".join(users)}')
     if default == '' and not value:
         raise UserError(f'--{name}', f'is missing, --baseline {args.baseline} needs it', 'give it')
-    setattr(args, name, default if value is None else value)
+    # A weight of 0 where the baseline has no such term says nothing, and must not count as another setting.
+    setattr(args, name, default if value is None or default is None else value)
     return getattr(args, name)

@@ -62,13 +62,14 @@ class Recipe:
     network: str = setting('module whose class Net is trained or run', 'train infer', kind=str)
     max_epoches: int = setting('epochs', 'train', kind=int, low=1)
     view2_size: int = setting('side of the second view in pixels', 'train', kind=int, low=1)
-    bg_threshold: float = setting('background score of the pseudo labels in the contrast, 0..1', 'train', low=0, high=1)
+    bg_threshold: float = setting('background score of the pseudo labels in the contrast, above 0, at most 1', 'train',
+                                  above=0, high=1)
     temperature: float = setting('temperature of the contrast', 'train', above=0)
     prototype_fraction: float = setting(
-        "fraction of one image's pixels: as many are averaged into a prototype, over the whole batch", 'train',
+        "pixels averaged into a prototype, as a fraction of one image's (chosen from the whole batch)", 'train',
         low=0, high=1)
     saliency_dir: str = setting('folder of the saliency maps <id>.png, 8-bit grey', 'train', kind=str)
-    tau: float = setting('a class explains the saliency if more than this fraction of it is salient', 'train',
+    tau: float = setting('a class counts as salient where more than this fraction of its pixels is', 'train',
                          low=0, high=1)
     alpha: float = setting('weight of the foreground, against the background, in the explained saliency', 'train',
                            low=0, high=1)

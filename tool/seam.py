@@ -76,7 +76,7 @@ def rvmin_loss(revised):
     """
     # The published code multiplies by the label first, so absent classes contribute 0: the maximum is at least 0.
     strongest = F.relu(revised.max(1).values).flatten(1)
-    lowest = strongest.topk(strongest.shape[1] // 4, largest=False, sorted=False).values
+    lowest = strongest.topk(max(1, strongest.shape[1] // 4), largest=False, sorted=False).values
     return lowest.mean()
 
 
