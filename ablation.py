@@ -6,12 +6,12 @@ Reads  toy/backbone.pth. Writes the toy set, every run and table.md into --out. 
 The figures are seeds (cam of contrast_infer.py, no CRF) on the toy train split, in mIoU.
 """
 import json
-import os
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
-from engine import cli, files
+from engine import cli, files, machine
 from engine.parallel import progress
 from report.pipeline import Step, run_steps
 from report.presets import TOY
@@ -34,6 +34,7 @@ class Row:
 
 
 CONTRAST = ('cross_prototype', 'cross_cam', 'intra')
+WITH_PCM = ('saliency_rv', 'rvmin', 'er', 'ecr', *CONTRAST)
 ROWS = {
     'plain CAM': Row('cam', 'cam'),
     'SEAM': Row('seam', 'seam', CONTRAST),
@@ -42,7 +43,9 @@ ROWS = {
     '+ intra-view (full PPC)': Row('full', 'seam'),
     'full PPC, momentum 5e-4 (published)': Row('full_published_momentum', 'seam', train=('--momentum', 5e-4)),
     'EPS': Row('eps_plain', 'eps_plain'),
+    'EPS on two views': Row('eps_two_views', 'eps', WITH_PCM),
     'EPS + PPC': Row('eps', 'eps'),
+    "EPS + PPC, SEAM's ECR target": Row('eps_seam_target', 'eps', train=('--ecr_target', 'seam')),
 }
 
 
@@ -50,20 +53,20 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', default='runs/ablation', help='folder for everything')
     parser.add_argument('--seeds', type=cli.positive, default=3, help='runs a row')
-    parser.add_argument('--jobs', type=cli.positive, default=cli.cores(),
-                        help='runs at the same time, with one thread each')
+    parser.add_argument('--jobs', type=cli.positive, default=machine.cores(), help='runs at the same time')
+    parser.add_argument('--threads', type=cli.positive, default=1, help='threads of each run')
+    cli.add_precision_flags(parser)
     parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=tuple(ROWS), metavar='ROW',
                         help='rows to run, of: ' + '; '.join(ROWS))
     return parser
 
 
 def main(args):
-    os.environ['OMP_NUM_THREADS'] = '1'  # of every run: as many run at the same time as there are cores
     out = files.out_dir(args.out, '--out')
     run_steps(data_steps(out), out / 'logs')
     jobs = [(row, seed) for seed in range(args.seeds) for row in args.rows]
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = pool.map(lambda job: run_row(out, *job), jobs)
+        results = pool.map(lambda job: run_row(args, *job), jobs)
         scores = dict(zip(jobs, progress(results, 'ablation', len(jobs), unit='run')))
     text = table(scores, args.rows, args.seeds)
     files.save_text(out / 'table.md', text)
@@ -77,13 +80,13 @@ def data_steps(out):
             Step('prepare', prepare, after=('toy',))]
 
 
-def run_row(out, row, seed):
-    """Train, infer and evaluate one row with one seed.
+def run_row(args, row, seed):
+    """Train, infer and evaluate one row with one seed. args: the script's flags.
 
     Returns (mIoU at the best threshold, that threshold, mIoU at the fixed one, that threshold).
     """
-    run = run_folder(out, row, seed)
-    run_steps(row_steps(out, row, seed), run / 'logs', quiet=True)
+    run = run_folder(Path(args.out), row, seed)
+    run_steps(row_steps(args, row, seed), run / 'logs', quiet=True)
     result = json.loads((run / 'eval.txt.json').read_text())
     return tuple(result[kind][value] for kind in ('best', 'fixed') for value in ('miou', 'threshold'))
 
@@ -93,22 +96,24 @@ def run_folder(out, row, seed):
     return out / f'{ROWS[row].folder}_seed{seed}'
 
 
-def row_steps(out, row, seed):
-    """The three commands of one run of a row."""
+def row_steps(args, row, seed):
+    """The three commands of one run of a row. args: the script's flags."""
+    out = Path(args.out)
     recipe, run, lists = ROWS[row].recipe, run_folder(out, row, seed), out / 'lists'
     data = ('--baseline', recipe.name, '--voc12_root', out / 'VOC2012', '--cls_labels', lists / 'cls_labels.npy',
-            '--num_workers', 0, '--amp', 'bf16')
+            '--amp', args.amp)
+    machine = ('--device', args.device, '--threads', args.threads, '--num_workers', 0)
     saliency = ('--saliency_dir', out / 'VOC2012/SALImages') if recipe.saliency else ()
     weights = [text for name in ROWS[row].off for text in (f'--w_{name}', 0)]
     train = ('contrast_train.py', '--weights', TOY.weights, *data, '--train_list', lists / 'train.txt',
              '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
-             *TOY.contrast_train, *ROWS[row].train, *saliency, *weights, '--resume')
+             *TOY.training(recipe), *ROWS[row].train, *saliency, *weights, '--resume')
     infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', lists / 'train.txt', '--out_cam',
              run / 'cam', *TOY.seeds(recipe))
     score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',
              '--gt_dir', out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
              '--curve', *TOY.fixed_threshold(recipe), '--logfile', run / 'eval.txt', '--num_workers', 0)
-    return [Step('contrast_train', train), Step('contrast_infer', infer, ('contrast_train',)),
+    return [Step('contrast_train', train, machine=machine), Step('contrast_infer', infer, ('contrast_train',), machine),
             Step('eval', score, ('contrast_infer',))]
 
 

@@ -26,7 +26,6 @@ def get_args_parser():
     parser.add_argument('--ha_crf_dir', required=True, help="aff_prepare.py's folder of the high alpha (24.00)")
     parser.add_argument('--max_epoches', type=cli.positive, default=8, help='epochs')
     cli.add_training_flags(parser)
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -43,7 +42,7 @@ def main(args):
     from engine.validation import validate_affinity, validation_ids
     from tool.affinity import WEIGHTS, affinity_loss, pair_labels
 
-    device = set_up(args)
+    device = set_up(args, args.session_name)
     ids = read_list(args.train_list, '--train_list')
     check(args, len(ids))
     check_alphas(ids, args.la_crf_dir, args.ha_crf_dir, VOC.num_classes)

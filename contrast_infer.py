@@ -34,7 +34,7 @@ def get_args_parser():
     parser.add_argument('--out_cam_pred_alpha', type=cli.unit_interval, default=0.26,
                         help='background score of the seeds, 0..1')
     parser.add_argument('--out_crf', help='folder of the seeds after the CRF (.png)')
-    cli.add_worker_flag(parser)
+    cli.add_crf_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -45,6 +45,7 @@ def main(args):
 
     from data.classification import MultiScaleImages
     from data.images import is_blank
+    from engine.crf_engine import CrfEngine, chosen_engine
     from engine.crf_workers import SeedSettings, write_seeds
     from engine.device import autocast, set_up
     from engine.loading import single_items
@@ -53,6 +54,7 @@ def main(args):
 
     recipe = cli.chosen_recipe(args, 'infer')
     device = set_up(args)
+    engine = chosen_engine(args.crf_engine, device) if args.out_crf else CrfEngine()
     outputs = output_folders(args)
     ids = read_list(args.infer_list, '--infer_list')
     dataset = MultiScaleImages(ids, args.voc12_root, args.cls_labels, VOC.num_foreground, args.scales, args.convert_rgb)
@@ -63,9 +65,10 @@ def main(args):
         print(f'{dataset.negatives} images have no class: their CAM files are empty, their masks all background')
     net = network_for_inference(args, device, recipe, num_classes=VOC.num_classes)
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
-    settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC)
+    settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC, engine)
+    workers = engine.workers(args.num_workers) if args.out_crf else 0
 
-    with WorkerPool(args.num_workers if args.out_crf else 0) as workers, torch.inference_mode():
+    with WorkerPool(workers) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
             present, size = item['label'].nonzero()[:, 0], item['pixels'].shape[:2]
             scaled = [images.to(device, non_blocking=True) for images in item['scaled']]
@@ -77,7 +80,7 @@ def main(args):
                 # A nearly constant map stretched to 0..1 falls far below 0 where it is lowest (METHOD 9.5).
                 cams = cams.clamp(0, 1)
             paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in outputs.items()}
-            workers.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
+            pool.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
 
 
 def output_folders(args):

@@ -22,8 +22,6 @@ def get_args_parser():
     cli.add_training_flags(parser)
     parser.add_argument('--resize_long', type=cli.positive, nargs=2, default=(448, 768), metavar=('LOW', 'HIGH'),
                         help='range of the random long side in pixels, before cropping')
-    parser.add_argument('--view2_size', type=cli.positive, default=128, help='side of the second view in pixels')
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -45,7 +43,7 @@ def main(args):
     recipe = cli.chosen_recipe(args, 'train')
     ids = read_list(args.train_list, '--train_list')
     check(args, recipe, len(ids))
-    device = set_up(args)
+    device = set_up(args, args.session_name)
     net = network_for_training(args, device, recipe, num_classes=VOC.num_classes)
     dataset, validation = training_images(ids, args, recipe, VOC), validation_images(args, VOC)
 
@@ -56,9 +54,10 @@ def main(args):
     for batch in run.batches(dataset):
         target = Target(batch['label'], present_channels(batch['label']), batch.get('saliency')).to(device)
         image = batch['image'].to(device, non_blocking=True)
-        image2 = resize(image, (args.view2_size, args.view2_size))
+        image2 = resize(image, (recipe.view2_size, recipe.view2_size)) if recipe.two_views else None
         with autocast(device, args.amp):
-            view1, view2 = net.view(image, recipe.needs), net.view(image2, recipe.needs)
+            view1 = net.view(image, recipe.needs)
+            view2 = net.view(image2, recipe.needs) if recipe.two_views else None
         run.update(recipe.loss_terms(view1, view2, target), recipe.weights)
 
         if run.picture_due:

@@ -20,9 +20,9 @@ def get_args_parser():
     parser.add_argument('--baseline', choices=TOY.background, default='seam',
                         help='network, losses and settings')
     parser.add_argument('--out', help='folder for everything (runs/demo; runs/demo_<baseline> for another than seam)')
-    parser.add_argument('--seed', type=cli.non_negative, default=0, help='seed of all training')
     parser.add_argument('--from', dest='start', metavar='STEP', help='do this step and all after it anew')
     cli.add_switch(parser, '--dry_run', 'print the commands and run nothing')
+    chain.add_flags(parser)
     return parser
 
 
@@ -34,7 +34,7 @@ def main(args):
     os.chdir(files.REPO)  # where the paths of the commands count from
     out = args.out or ('runs/demo' if recipe.name == 'seam' else f'runs/demo_{recipe.name}')
     paths = toy_paths(out, recipe)
-    steps = toy_steps(recipe, paths, args.seed)
+    steps = toy_steps(recipe, paths, chain.shared_flags(args), chain.machine(args))
     seconds = pipeline.run_steps(steps, Path(out) / 'log', args.dry_run, args.start)
     if not args.dry_run:
         description = describe(recipe, paths, steps)
@@ -51,14 +51,17 @@ def toy_paths(out, recipe):
                        saliency_dir=f'{out}/VOC2012/SALImages' if recipe.saliency else '')
 
 
-def toy_steps(recipe, paths, seed):
-    """Making the toy set, the chain at the toy's settings, and the reference that no network made."""
+def toy_steps(recipe, paths, shared=(), machine=chain.Machine()):
+    """Making the toy set, the chain at the toy's settings, and the reference that no network made.
+
+    shared, machine: as for report/chain.py, chain.
+    """
     toy = pipeline.Step('toy', ('toy/make.py', '--out', paths.voc12_root, *TOY.image_counts()),
                         makes=(paths.voc12_root,))
     box = pipeline.Step('box', ('toy/centred_box.py', '--list', paths.list('train'), '--voc12_root', paths.voc12_root,
                                 '--cls_labels', f'{paths.lists}/cls_labels.npy', '--out', paths.under('box')),
                         ('prepare',), makes=(paths.under('box'),))
-    steps = chain.chain(recipe, paths, TOY.extra(recipe), shared=('--amp', 'bf16', '--seed', str(seed)))
+    steps = chain.chain(recipe, paths, TOY.extra(recipe), shared, machine)
     return [toy, *steps[:1], box, chain.eval_step('eval_box', paths, 'train', paths.under('box'), 'box'), *steps[1:]]
 
 

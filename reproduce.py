@@ -35,9 +35,7 @@ def get_args_parser():
     parser.add_argument('--add', action='append', default=[], metavar='"STEP ARGUMENTS"',
                         help='arguments to add to the command of a step: --add "contrast_train --batch_size 4"')
     cli.add_switch(parser, '--dry_run', 'print the commands and run nothing')
-    cli.add_worker_flag(parser)
-    cli.add_device_flags(parser)
-    parser.set_defaults(num_workers=None, device=None)  # each script's own default, and not in the printed commands
+    chain.add_flags(parser)
     return parser
 
 
@@ -53,7 +51,8 @@ def main(args):
         voc12_root=portable(args.voc12_root), lists='voc12' if args.lists == 'voc12' else portable(args.lists),
         deeplab_weights=portable(args.deeplab_weights or ''), saliency_dir=portable(args.saliency_dir or ''),
         experiment=args.experiment or '', masks_crf=args.masks_crf)
-    steps = chain.chain(recipe, paths, added_arguments(args.add), shared_arguments(args), args.num_workers, args.device)
+    steps = chain.chain(recipe, paths, added_arguments(args.add), chain.shared_flags(args),
+                        chain.machine(args))
     pipeline.run_steps(steps, files.REPO / paths.under('log'), args.dry_run, args.start)
     if not args.dry_run:
         os.chdir(files.REPO)  # where the paths count from
@@ -92,11 +91,6 @@ def added_arguments(texts):
         name, *argv = shlex.split(text) or ['']
         extra.setdefault(name, []).extend(argv)
     return extra
-
-
-def shared_arguments(args):
-    """The flags of every step with a network that are not at their default."""
-    return (*(('--amp', args.amp) if args.amp != 'off' else ()), *(('--seed', str(args.seed)) if args.seed else ()))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
 """Command lines: the parser, types with bounds, groups of flags that scripts share. No torch here."""
 import argparse
 import dataclasses
-import os
+import math
 import sys
 
+from engine import machine
 from engine.errors import UserError
 from engine.files import REPO
+from tool.crf import ENGINES
 from tool.recipes import RECIPES, TERMS, Recipe
 
 # ---------------------------------------------------------------- the parser
@@ -58,7 +60,9 @@ def values_before(parser, args):
     defaults = {name: parser.get_default(name) for name in vars(args)}
     if 'baseline' in defaults:
         recipe = RECIPES[args.baseline]
-        defaults |= {field.name: getattr(recipe, field.name) for field in recipe_settings('train')}
+        for field in recipe_settings('train'):
+            value, stated = getattr(recipe, field.name), field.metadata['before']
+            defaults[field.name] = value if value is None or stated is None else stated
         # A term that the checkpoint does not know did not exist: it weighed nothing where the recipe has it now.
         defaults |= {f'w_{name}': 0. if name in recipe.weights else None for name in TERMS}
     return defaults | parser.before
@@ -69,15 +73,25 @@ def values_before(parser, args):
 def number(kind=float, low=None, high=None, above=None):
     """An argparse type: a number of `kind` (int, float) within low..high (inclusive) and above `above` (exclusive)."""
     words = {'above': above, 'at least': low, 'at most': high}
-    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in words.items() if bound is not None) or 'finite'
+    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in words.items() if bound is not None)
 
     def convert(text):
         value = kind(text)
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f'{text} is not finite')
         inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        if not inside or abs(value) == float('inf'):
+        if not inside:
             raise argparse.ArgumentTypeError(f'{text} is not {bounds}')
         return value
     convert.__name__ = 'whole number' if kind is int else 'number'  # argparse names it: invalid number value: 'x'
+    return convert
+
+
+def auto_or(kind):
+    """An argparse type: the word auto, or what the type `kind` takes."""
+    def convert(text):
+        return text if text == 'auto' else kind(text)
+    convert.__name__ = kind.__name__
     return convert
 
 
@@ -104,6 +118,9 @@ def add_switch(parser, name, help, default=False):
 
 # ---------------------------------------------------------------- groups of flags
 
+VAL_LIST = 'voc12/val.txt'  # the default alone may be missing
+
+
 def add_image_flags(parser):
     """--voc12_root, --convert_rgb: where the photos are, and which are accepted."""
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
@@ -117,16 +134,45 @@ def add_label_flag(parser):
 
 
 def add_worker_flag(parser):
-    """--num_workers, shared by all scripts that read or write many images."""
-    parser.add_argument('--num_workers', type=non_negative, default=min(8, cores()),
+    """--num_workers, shared by all scripts that read or write many images, but for those with a network."""
+    parser.add_argument('--num_workers', type=non_negative, default=min(8, machine.cores()),
                         help='processes that prepare images or run the CRF (0: all work in the main process)')
 
 
-def add_device_flags(parser):
-    """--device, --amp, --seed, shared by all scripts that run a network."""
+def add_crf_flag(parser):
+    """--crf_engine, shared by all scripts that run a CRF."""
+    parser.add_argument('--crf_engine', choices=ENGINES, default='torch',
+                        help="what runs the CRF: torch, on --device, or the authors' pydensecrf, on the CPU, which is "
+                             'installed by requirements-pydensecrf.txt')
+
+
+def add_device_flag(parser):
+    """--device, shared by all scripts that compute with PyTorch."""
     parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
-    parser.add_argument('--amp', choices=('off', 'bf16', 'fp16'), default='off',
-                        help='precision of the convolutions; losses and normalisations stay in float32')
+
+
+def add_precision_flags(parser):
+    """--device and --amp: what computes, and in which precision."""
+    add_device_flag(parser)
+    parser.add_argument('--amp', choices=('off', 'auto', 'bf16', 'fp16'), default='off',
+                        help='precision of the convolutions; losses and normalisations stay in float32. auto: what the '
+                             'hardware computes natively (bf16, else fp16 on CUDA, else off)')
+
+
+def add_machine_flags(parser):
+    """--device, --amp, --threads, --num_workers: how a script with a network uses the machine. See engine/device.py."""
+    add_precision_flags(parser)
+    parser.add_argument('--threads', type=auto_or(positive), default='auto',
+                        help='threads of the main process. auto: a thread for each core that is idle at the start and '
+                             'that no worker process will use; OMP_NUM_THREADS counts where it is set')
+    parser.add_argument('--num_workers', type=auto_or(non_negative), default='auto',
+                        help='processes that prepare images or run the CRF (0: all work in the main process). auto: '
+                             'one per core beside a GPU, at most 8; one for eight cores where the network runs on them')
+
+
+def add_device_flags(parser):
+    """The machine's flags and --seed, shared by all scripts that run a network."""
+    add_machine_flags(parser)
     parser.add_argument('--seed', type=non_negative, default=0,
                         help='seed of every random choice (inference makes none, unless your --network does)')
 
@@ -143,14 +189,14 @@ def add_training_flags(parser):
     parser.add_argument('--session_name', required=True,
                         help='path without suffix of what the run writes: <session>.pth, .ckpt, .json, .losses.jsonl')
     parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
-    parser.add_argument('--val_list', default='voc12/val.txt',
+    parser.add_argument('--val_list', default=VAL_LIST,
                         help="list of image ids validated after each epoch, without masks; '' for none")
     parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all devices')
     parser.add_argument('--lr', type=positive_number, default=0.01,
                         help='learning rate of pretrained weights (new layers: ten times)')
     parser.add_argument('--wt_dec', type=non_negative_number, default=5e-4, help='weight decay (biases: none)')
     parser.add_argument('--momentum', type=unit_interval, default=5e-4,
-                        help='SGD momentum; the published optimiser passes the weight decay here, it meant 0.9')
+                        help='SGD momentum; the published code passes the weight decay by mistake, 0.9 was meant')
     parser.add_argument('--crop_size', type=positive, default=448, help='side of the training crop in pixels')
     add_run_flags(parser)
 
@@ -165,11 +211,6 @@ def add_run_flags(parser):
     parser.add_argument('--picture_every', type=non_negative, default=200, help='steps between pictures (0: none)')
     add_switch(parser, '--resume', 'continue <session>.ckpt where it stopped')
     add_switch(parser, '--overwrite', 'start anew although <session>.ckpt exists')
-
-
-def cores():
-    """Number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------- recipes
@@ -238,5 +279,6 @@ def _resolve(args, name, default):
                         f'leave it out, or choose --baseline {" or ".join(users)}')
     if default == '' and not value:
         raise UserError(f'--{name}', f'is missing, --baseline {args.baseline} needs it', 'give it')
-    setattr(args, name, default if value is None else value)
+    # A weight of 0 where the baseline has no such term says nothing, and must not count as another setting.
+    setattr(args, name, default if value is None or default is None else value)
     return getattr(args, name)

@@ -1,21 +1,33 @@
-"""The device that a network runs on: choosing it, seeding it, its precision."""
+"""The device that a network runs on: choosing it, seeding it, its precision and threads."""
 import contextlib
+import sys
 
 import torch
 
-from engine import runinfo
+from engine import machine, runinfo
 from engine.errors import UserError
 
+CHOSEN = ('amp', 'threads')  # flags whose 'auto' a resumed run takes from <session>.json
 
-def set_up(args):
-    """Prepare PyTorch for a script with engine.cli.add_device_flags: seed it by --seed, check --device and --amp.
 
-    Returns the torch.device. UserError as in select_device and autocast.
+def set_up(args, session=None):
+    """Prepare PyTorch for a script with engine.cli.add_device_flags. Returns the torch.device.
+
+    Seeds it by --seed, and replaces 'auto' in args.amp, args.threads and args.num_workers by what is chosen.
+    session: of a training run; where it is resumed, it goes on with the precision and threads that it began with.
+    UserError as in select_device and choose_precision.
     """
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # numbers under 1e-38 count as 0: a CPU takes a hundred times as long for them
     device = select_device(args.device)
-    autocast(device, args.amp)
+    stored = runinfo.stored_settings(session) if session and args.resume else {}
+    for name in CHOSEN:
+        if getattr(args, name) == 'auto' and stored.get(name):
+            setattr(args, name, stored[name])
+    args.amp = choose_precision(device, args.amp)
+    args.num_workers = machine.choose_workers(args.num_workers, device.type == 'cpu')
+    args.threads = machine.choose_threads(args.threads, args.num_workers)
+    torch.set_num_threads(args.threads)
     return device
 
 
@@ -34,15 +46,42 @@ def select_device(name):
     return torch.device(name)
 
 
-def autocast(device, amp):
-    """The mixed-precision context of an --amp flag: torch.autocast, or nothing when it is 'off'.
+def choose_precision(device, amp):
+    """The precision to compute in, 'off', 'bf16' or 'fp16', for an --amp flag.
 
-    fp16 on a CPU is refused (UserError): PyTorch has no gradient scaling there.
+    'auto': on CUDA bf16 from compute capability 8.0 and fp16 below; on a CPU bf16 where it is native, else off.
+    bf16 that would only be emulated: on a CPU one warning line; on CUDA refused, since fp16 is fast there.
+    UserError: that, or fp16 on a CPU, where PyTorch has no gradient scaling.
     """
+    native = native_bf16(device)
+    if amp == 'auto':
+        return 'bf16' if native else 'fp16' if device.type == 'cuda' else 'off'
+    if amp == 'fp16' and device.type == 'cpu':
+        raise UserError('--amp fp16', 'half precision needs a CUDA device', 'use --amp auto or off on a CPU')
+    if amp == 'bf16' and not native:
+        if device.type == 'cuda':
+            raise UserError('--amp bf16', f'{device_name(device)} only emulates it', 'use --amp fp16 or auto')
+        print(EMULATED, file=sys.stderr)
+    return amp
+
+
+EMULATED = ('warning: this processor only emulates bf16, which took 9 times as long as --amp off where it was '
+            'measured; --amp auto chooses what the processor has')
+
+
+def native_bf16(device):
+    """Whether the device multiplies bf16 numbers itself: CUDA from capability 8.0, a CPU with AVX512_BF16 or AMX."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # PyTorch has no public question for it. The first of the three also respects oneDNN's ONEDNN_MAX_CPU_ISA.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()
+                and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()))
+
+
+def autocast(device, amp):
+    """The mixed-precision context of a chosen precision: torch.autocast, or nothing when it is 'off'."""
     if amp == 'off':
         return contextlib.nullcontext()
-    if amp == 'fp16' and device.type == 'cpu':
-        raise UserError('--amp fp16', 'half precision needs a CUDA device', 'use --amp bf16 or off on a CPU')
     return torch.autocast(device.type, torch.bfloat16 if amp == 'bf16' else torch.float16)
 
 

@@ -1,9 +1,12 @@
 """What a run was: arguments, code version, packages, hardware. Written beside results, so that they can be repeated."""
+import contextlib
 import datetime
+import json
 import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 from engine.files import REPO
 
@@ -18,6 +21,15 @@ def describe(settings, device=None, **extra):
     info = {'time': datetime.datetime.now().isoformat(timespec='seconds'), 'command': sys.argv, 'settings': settings}
     return {**info, **extra, 'git_commit': git_commit(), 'python': platform.python_version(),
             'packages': versions(), 'platform': platform.platform(), 'device': device or processor()}
+
+
+def stored_settings(session):
+    """The settings in <session>.json, which a training run writes; {} where there is none that can be read."""
+    path = Path(f'{session}.json')
+    with contextlib.suppress(OSError, ValueError):
+        info = json.loads(path.read_text(encoding='utf-8'))
+        return info['settings'] if isinstance(info, dict) and isinstance(info.get('settings'), dict) else {}
+    return {}
 
 
 def line(info):

@@ -4,6 +4,7 @@ Command lines and paths only: report/pipeline.py runs them, report/page.py shows
 """
 from dataclasses import dataclass, replace
 
+from engine import cli
 from engine.errors import UserError
 from report.pipeline import Step
 
@@ -47,12 +48,47 @@ class Paths:
         return self.under('crf' if not recipe.affinity else 'rw_crf' if self.masks_crf else 'rw')
 
 
-def chain(recipe, paths, extra=None, shared=(), workers=None, device=None):
+@dataclass(frozen=True)
+class Machine:
+    """How a chain uses the machine: flags of that name; None leaves each script's default. No result depends on them
+    but for rounding."""
+    device: str = None
+    threads: object = None
+    num_workers: object = None
+
+    def flags(self, script):
+        """The arguments of a step that runs `script`. One without a network takes no threads, nor 'auto' workers."""
+        values = dict(vars(self))
+        if script not in NETWORK_SCRIPTS:
+            values['threads'] = None
+            if values['num_workers'] == 'auto':
+                values['num_workers'] = None
+            if script != 'aff_prepare.py':  # its CRF runs on a GPU too
+                values['device'] = None
+        return tuple(text for name, value in values.items() if value is not None for text in (f'--{name}', str(value)))
+
+
+def add_flags(parser):
+    """Add the flags of Machine, --amp and --seed to the parser of a script that runs a chain."""
+    cli.add_device_flags(parser)
+    parser.set_defaults(**vars(Machine()))  # each script's own default, and not in the printed commands
+
+
+def machine(args):
+    """The Machine of a script's flags."""
+    return Machine(args.device, args.threads, args.num_workers)
+
+
+def shared_flags(args):
+    """The flags of every step with a network that change what is computed and are not at their default."""
+    return (*(('--amp', args.amp) if args.amp != 'off' else ()), *(('--seed', str(args.seed)) if args.seed else ()))
+
+
+def chain(recipe, paths, extra=None, shared=(), machine=Machine()):
     """The steps of a tool.recipes.Recipe as a list of pipeline.Step.
 
     extra: {step name: arguments added to its command}. shared: arguments added to every step that runs a network.
-    workers, device: --num_workers of every step and --device of those with a network; neither changes what is computed.
-    UserError: extra names a step that the chain lacks.
+    machine: a Machine. UserError: extra names a step that the chain lacks.
     """
     steps = [*seed_steps(recipe, paths), *(affinity_steps(paths) if recipe.affinity else ()),
              *mask_evaluations(recipe, paths), *segmentation_steps(recipe, paths)]
@@ -61,15 +97,14 @@ def chain(recipe, paths, extra=None, shared=(), workers=None, device=None):
     unknown = set(extra).difference(names)
     if unknown:
         raise UserError(min(unknown), 'is no step of the chain', f'choose one of {", ".join(names)}')
-    return [completed(step, extra.get(step.name, ()), shared, workers, device) for step in steps]
+    return [completed(step, extra.get(step.name, ()), shared, machine) for step in steps]
 
 
-def completed(step, extra, shared, workers, device):
+def completed(step, extra, shared, machine):
     """A step with the arguments that `chain` adds to it."""
     network = step.argv[0] in NETWORK_SCRIPTS
-    machine = () if workers is None else ('--num_workers', str(workers))
-    machine += ('--device', device) if network and device else ()
-    return replace(step, argv=(*step.argv, *(shared if network else ()), *map(str, extra)), machine=machine)
+    argv = (*step.argv, *(shared if network else ()), *map(str, extra))
+    return replace(step, argv=argv, machine=machine.flags(step.argv[0]))
 
 
 def training_lists(paths, val=True):

@@ -2,7 +2,6 @@
 import shlex
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 from helpers import assert_refused, run_main, run_script, script
@@ -50,11 +49,12 @@ def value_of(argv, flag):
 @each_recipe
 @pytest.mark.parametrize('paths', [PUBLISHED, OWN_LISTS], ids=['published', 'own lists'])
 def test_every_command_is_one_that_its_script_takes(recipe, paths):
-    for step in chain.chain(recipe, paths, shared=('--amp', 'bf16', '--seed', '1'), workers=2, device='cpu'):
+    for step in chain.chain(recipe, paths, shared=('--amp', 'bf16', '--seed', '1'), machine=chain.Machine('cpu', 1, 2)):
         args = parsed(step.argv + step.machine)
         assert args.num_workers == 2
         assert getattr(args, 'amp', 'bf16') == 'bf16'
         assert getattr(args, 'device', 'cpu') == 'cpu'
+        assert getattr(args, 'threads', 1) == 1
         if hasattr(args, 'baseline'):
             kind = step.argv[0].removeprefix('contrast_').removesuffix('.py')
             assert cli.chosen_recipe(args, kind).name == recipe.name  # raises where it has no use for a flag
@@ -153,11 +153,11 @@ def test_the_chain_runs_the_commands_of_the_readme(baseline):
 @pytest.mark.parametrize('baseline', TOY.background)
 def test_every_command_of_the_demo_is_one_that_its_script_takes(baseline):
     recipe = RECIPES[baseline]
-    steps = demo.toy_steps(recipe, demo.toy_paths('runs/x', recipe), seed=3)
+    steps = demo.toy_steps(recipe, demo.toy_paths('runs/x', recipe), ('--seed', '3'), chain.Machine(threads='auto'))
     for step in steps:
         args = parsed(step.argv)
         if step.argv[0] in chain.NETWORK_SCRIPTS:
-            assert (args.seed, args.amp) == (3, 'bf16')
+            assert (args.seed, args.amp) == (3, 'off')  # float32, the same on every machine
     args = {step.name: parsed(step.argv) for step in steps}
     cli.chosen_recipe(args['contrast_train'], 'train')  # raises where the baseline has no use for a flag
     cli.chosen_recipe(args['contrast_infer'], 'infer')
@@ -168,7 +168,7 @@ def test_every_command_of_the_demo_is_one_that_its_script_takes(baseline):
 
 def test_the_rows_of_the_demo_name_what_its_steps_leave_and_no_published_figure():
     paths = demo.toy_paths('runs/x', RECIPES['seam'])
-    steps = demo.toy_steps(RECIPES['seam'], paths, seed=0)
+    steps = demo.toy_steps(RECIPES['seam'], paths)
     rows = demo.describe(RECIPES['seam'], paths, steps)['rows']
     left = {f'{value_of(step.argv, "--logfile")}.json' for step in steps if '--logfile' in step.argv}
     assert {row['scores'] for row in rows} == left | {'runs/x/segmentation_val/scores.json'}
@@ -194,9 +194,12 @@ ROW_TERMS = {
     'EPS + PPC': SEAM | CONTRAST | {'saliency', 'saliency_rv'}}
 
 
+ABLATION = ablation.get_args_parser().parse_args(['--out', 'out'])
+
+
 @pytest.mark.parametrize('row', ablation.ROWS)
 def test_every_row_is_three_commands_that_go_together(row):
-    train, infer, score = (parsed(step.argv) for step in ablation.row_steps(Path('out'), row, 1))
+    train, infer, score = (parsed(step.argv) for step in ablation.row_steps(ABLATION, row, 1))
     cli.chosen_recipe(train, 'train')  # fills in what the baseline decides; raises where a flag does not belong to it
     cli.chosen_recipe(infer, 'infer')
     assert train.baseline == infer.baseline == ablation.ROWS[row].recipe.name
@@ -207,7 +210,7 @@ def test_every_row_is_three_commands_that_go_together(row):
 
 @pytest.mark.parametrize('row', ROW_TERMS)
 def test_a_row_trains_with_its_terms(row):
-    train = parsed(ablation.row_steps(Path('out'), row, 0)[0].argv)
+    train = parsed(ablation.row_steps(ABLATION, row, 0)[0].argv)
     recipe = cli.chosen_recipe(train, 'train')
     for name in set().union(*ROW_TERMS.values()):
         assert bool(recipe.weights.get(name)) == (name in ROW_TERMS[row]), name

@@ -3,7 +3,7 @@ import dataclasses
 import tempfile
 
 from benchmarks.gpu_parts.measure import Row
-from engine import cli, files
+from engine import files
 from engine.errors import UserError
 from report import chain, pipeline
 from report.presets import TOY
@@ -26,7 +26,7 @@ def rows(settings):
             experiment=preset.experiment, alphas=preset.alphas)
         make = pipeline.Step('toy', ('toy/make.py', '--out', paths.voc12_root, *preset.image_counts()))
         steps = chain.chain(recipe, paths, preset.extra(recipe), ('--amp', AMP, '--seed', '0'),
-                            workers=min(8, cli.cores()), device=settings.device)
+                            chain.Machine(settings.device))
         for step in (make, *steps):
             row = Row('toy', step.name, precision=AMP)
             try:

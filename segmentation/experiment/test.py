@@ -38,7 +38,7 @@ def get_args_parser():
     parser.add_argument('--out_logits', help='folder for the multi-scale logits, float16 (classes, H, W), '
                                              'about 8 MB an image (none unless given)')
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='iterations of the CRF')
-    cli.add_worker_flag(parser)
+    cli.add_crf_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -46,10 +46,13 @@ def get_args_parser():
 def main(args):
     # Imported here, because --help need not wait for torch.
     from data.segmentation import ScaledImages
+    from engine.crf_engine import chosen_engine
     from engine.device import set_up, to_device
     from segmentation import inference, model
 
     config = configs.effective(args)
+    device = set_up(args)
+    engine = chosen_engine(args.crf_engine, device)
     root, weights = configs.located(args.voc12_root), Path(args.weights or f'{config.EXP_NAME}.pth')
     list_name = args.infer_list or f'voc12/{args.split}.txt'
     ids = read_list(list_name, '--infer_list')
@@ -58,12 +61,11 @@ def main(args):
     if args.split == 'val':
         need_images(ids, gt_dir, ('.png',), '--gt_dir; images without ground truth need --split test')
         need_objects(ids, gt_dir)
-    device = set_up(args)
     net = to_device(model.trained(config, weights, VOC.num_classes), device, args.amp).eval()
 
     out_dir = files.out_dir(args.out_dir or f'{config.EXP_NAME}_{args.split}', '--out_dir')
     logits_dir = args.out_logits and files.out_dir(args.out_logits, '--out_logits')
-    output = predictions.Output(folders(out_dir, args.split), logits_dir, args.crf_iters, VOC)
+    output = predictions.Output(folders(out_dir, args.split), logits_dir, args.crf_iters, VOC, engine)
     if args.overwrite:
         output.clear(ids)
     dataset.keep(output.missing(ids))
@@ -88,12 +90,14 @@ def what_decides(args, config, weights):
     """The settings that the predictions depend on, as a JSON-ready dict."""
     return {'experiment': args.experiment, 'network': config.network, 'weights': str(weights),
             'weights_sha256': hashlib.sha256(weights.read_bytes()).hexdigest(), 'scales': list(config.TEST_MULTISCALE),
-            'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'amp': args.amp}
+            'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine,
+            'amp': args.amp}
 
 
 def same_run(path, now, done):
     """Write the settings `now` to `path`. UserError where `done` > 0 predictions were made with other settings."""
-    then = files.read_json(path, 'add --overwrite, or choose another --out_dir') or {}
+    # Before the flag existed the engine was pydensecrf.
+    then = {'crf_engine': 'pydensecrf'} | (files.read_json(path, 'add --overwrite, or choose another --out_dir') or {})
     changed = [key for key in now if then.get(key) != now[key] and key != 'weights']  # their path, for files may move
     if changed and done:
         raise UserError(path.parent, f'holds {done} predictions made with another {", ".join(changed)}',

@@ -29,7 +29,6 @@ def get_args_parser():
     parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
     cli.add_switch(parser, '--allow_unusual_masks', 'train on masks that are mostly background, mostly without any '
                                                     'object or mostly ignored')
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     cli.add_run_flags(parser)
     return parser
@@ -49,7 +48,7 @@ def main(args):
     config = configs.effective(args)
     ids = read_list(args.train_list, '--train_list')
     check(config, len(ids))
-    device = set_up(args)
+    device = set_up(args, config.EXP_NAME)
     net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN), VOC.num_classes)
     net = to_device(net, device, args.amp)
 
@@ -66,6 +65,7 @@ def main(args):
     run = Run(config.EXP_NAME, net, optimizer, device=device, args=args, settings=all_settings(args, config),
               before=all_settings(args, configs.EXPERIMENTS[args.experiment]) | get_args_parser().before,
               images=len(ids), batch_size=config.TRAIN_BATCHES, max_step=config.TRAIN_ITERATION,
+              schedule_steps=config.TRAIN_ITERATION + 1,  # as published, in this step alone (METHOD 7.1)
               power=config.TRAIN_POWER)
     for batch in run.batches(dataset):
         image = batch['image'].to(device, non_blocking=True)
