@@ -10,7 +10,11 @@ from data.cams import read_cams
 from data.images import image_size, photo_files, read_image
 from data.labels import labels_of, read_labels
 from data.lists import read_list
+from data.masks import save_mask
+from data.probabilities import read_probabilities
 from engine.errors import UserError
+from engine.evaluation import evaluate_masks
+from segmentation import preflight
 from voc12.classes import VOC
 
 ORIENTATION = 0x0112
@@ -183,3 +187,23 @@ def test_a_line_of_a_list_is_the_whole_id_or_a_path_that_begins_with_a_slash(tmp
         path.write_text(line)
         with pytest.raises(UserError, match='neither an id nor a path that begins with /'):
             read_list(path)
+
+
+def test_the_steps_that_follow_find_and_turn_the_same_photos(toy, folder, photo):
+    """A turned photo with a blank in its name and another ending: Step 2's CRF and Step 3's check of the masks."""
+    ids, size = ['my photo', COMPOSED], photo.shape[:2]
+    save(folder / 'my photo.JPG', STORED[6](photo), 6)
+    save(folder / f'{DECOMPOSED}.png', STORED[8](photo), 8)
+    infer(toy, folder, ids)
+    root, truth = folder.parent, folder.parent / 'SegmentationClass'
+    run_main('aff_prepare', '--voc12_root', root, '--cam_dir', root / 'cam', '--infer_list', root / 'list.txt',
+             '--out_crf', root / 'aff', '--num_workers', 0, '--crf_iters', 1)
+    truth.mkdir()
+    mask = np.zeros(size, np.uint8)
+    mask[:20] = 8
+    save_mask(truth / 'my photo.png', mask, VOC.palette)
+    save_mask(truth / f'{DECOMPOSED}.png', mask, VOC.palette)
+    summary = preflight.check(ids, folder, truth, truth, VOC, workers=0)
+    assert (summary.masks, summary.scored, summary.empty) == (2, 2, 0)
+    assert evaluate_masks(ids, truth, truth, VOC).class_iou[0, 8] == pytest.approx(100)
+    assert set(read_probabilities(root / 'aff' / '4.00' / 'my photo.npy', VOC.num_classes, size)[0]) == {0, 1, 15}
