@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.images import image_folder
 from data.lists import read_list
-from engine import cli, files
+from engine import cli, files, outputs
 from engine.errors import UserError
 from voc12.classes import VOC
 
@@ -44,7 +44,10 @@ def main(args):
     files.need_files(ids, images, '.jpg', '--voc12_root')
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
-    wanted = ids if args.overwrite else files.unfinished(ids, [(folder, '.npy') for folder in folders.values()])
+    made = {'kind': 'class probabilities after the CRF', 'cams_sha256': outputs.origin(args.cam_dir, '.npy'),
+            'crf_iters': args.crf_iters}
+    wanted = outputs.begin([outputs.Output(folder, '.npy', {**made, 'alpha': alpha})
+                            for alpha, folder in folders.items()], ids, args.overwrite)
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
     refine = partial(write_probabilities, images=images, cam_dir=Path(args.cam_dir), folders=folders,
                      iterations=args.crf_iters, num_classes=VOC.num_classes, convert_rgb=args.convert_rgb,

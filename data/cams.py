@@ -4,6 +4,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.files import read_npy, save_npy
 
+ROUNDING = 0.01  # by which the sum of class probabilities, float16, may differ from 1
 REDO = 'write it again with contrast_infer.py --out_cam'
 
 
@@ -16,7 +17,7 @@ def read_cams(path, num_foreground, size=None):
     """Read the CAMs of an image: present (K,) int64, foreground indices from 0, ascending; cams float32 (K, H, W).
 
     size: the (H, W) that they must have. UserError: not such a dict, no class in it, a class out of range, shapes
-    that differ, values that are not finite, another size.
+    that differ, values that are not finite, class probabilities (data/probabilities.py), another size.
     """
     value = read_npy(path)
     if not isinstance(value, dict):
@@ -31,6 +32,9 @@ def read_cams(path, num_foreground, size=None):
     if present[0] < 0 or present[-1] >= num_foreground or cams.ndim != 3:
         raise UserError(path, f'classes {present.tolist()} of shape {cams.shape[1:]} do not fit {num_foreground} '
                               'classes', REDO)
+    if len(present) > 1 and present[0] == 0 and np.abs(cams.sum(0) - 1).max() < ROUNDING:
+        raise UserError(path, "holds class probabilities, with the background as 0, as aff_prepare.py's CRF writes "
+                              'them, no CAMs', "give the folder of contrast_infer.py's --out_cam")
     if not np.isfinite(cams).all():
         raise UserError(path, 'holds values that are not finite', REDO)
     if size is not None and cams.shape[1:] != tuple(size):

@@ -1,4 +1,6 @@
 """Lists of image ids, one a line: `<id>`, or the published `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`."""
+import collections
+
 from engine.errors import UserError
 from engine.files import repo_path, save_text
 
@@ -25,7 +27,7 @@ def read_list(path, flag='list'):
     if not ids:
         raise UserError(path, 'list is empty', 'name at least one image id')
     if len(set(ids)) < len(ids):
-        twice = next(i for n, i in enumerate(ids) if i in ids[:n])
+        twice = collections.Counter(ids).most_common(1)[0][0]
         raise UserError(path, f'names {twice} twice', 'name each image once')
     return ids
 

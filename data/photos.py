@@ -20,8 +20,12 @@ class Photos(Dataset):
 
     def __getitem__(self, index):
         name = self.ids[index]
-        pixels = read_image(self.folder / f'{name}.jpg', self.convert_rgb)
+        pixels = read_image(self.path(name), self.convert_rgb)
         return {'name': name, **self.item(index, name, pixels)}
+
+    def path(self, name):
+        """The photo's file. name: its id."""
+        return self.folder / f'{name}.jpg'
 
     def keep(self, ids):
         """Restrict the data set to some of its ids, in the data set's order."""

@@ -9,6 +9,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.files import need_files, read_npy, save_npy
 
+ROUNDING = 0.01  # by which the sum of probabilities may differ from 1
 REDO = 'write it again with aff_prepare.py'
 SAMPLE = 16  # images looked at to tell the low from the high alpha
 
@@ -36,6 +37,9 @@ def read_probabilities(path, num_classes, size=None):
         raise UserError(path, f'holds no class probabilities of one shape ({error})', REDO) from error
     if labels[0] != 0 or labels[-1] >= num_classes or scores.ndim != 3 or scores.dtype.kind != 'f':
         raise UserError(path, f'labels {labels.tolist()} of shape {scores.shape[1:]} are no class probabilities', REDO)
+    if not np.abs(scores.sum(0, dtype=np.float32) - 1).max() < ROUNDING:
+        raise UserError(path, 'holds scores that do not add up to 1, such as CAMs, no class probabilities',
+                        "give a folder of aff_prepare.py's --out_crf")
     if size is not None and scores.shape[1:] != tuple(size):
         raise UserError(path, f'is {scores.shape[2]}x{scores.shape[1]}, the image is {size[1]}x{size[0]}', REDO)
     return labels, scores
