@@ -2,7 +2,6 @@
 import shlex
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 from helpers import assert_refused, run_main, run_script, script
