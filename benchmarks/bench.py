@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, whatever the working directory
 
 from benchmarks.table import STAGES
-from engine import cli, files
+from engine import cli, files, machine
 
 GROWTH = 'growth'  # name of the curves of cost against size, next to the stages
 
@@ -21,7 +21,7 @@ def get_args_parser():
     names = *STAGES, GROWTH
     parser.add_argument('--stages', nargs='+', choices=names, metavar='STAGE',
                         help=f'only these: {", ".join(names)} (all unless given)')
-    parser.add_argument('--threads', type=cli.positive, default=cli.cores(), help='threads of PyTorch')
+    parser.add_argument('--threads', type=cli.positive, default=machine.cores(), help='threads of PyTorch')
     parser.add_argument('--out', help='folder of the report (benchmarks for all stages in full; else runs/bench, so '
                                       'that no part takes the place of the whole)')
     cli.add_switch(parser, '--quick', 'smaller inputs, fewer repetitions: under three minutes on two cores')

@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))  # the repository, whatever the working directory
 sys.path.append(str(REPO / 'tests'))  # golden.fill, the weights of the golden files
 
-from engine import cli, files
+from engine import cli, files, machine
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def main(args):
                 info |= found
             else:
                 publish(found)
-    for row in voc.rows([row for _, row in rows], cli.cores()):
+    for row in voc.rows([row for _, row in rows], machine.cores()):
         publish(row)
     print(f'wrote {out / "GPU.md"}')
 

@@ -12,7 +12,7 @@ from benchmarks import inputs
 from benchmarks.frame import in_child, timed
 from benchmarks.stages import step1, step2, step3
 from data.cams import save_cams
-from engine import cli, files, parallel
+from engine import files, machine, parallel
 from engine.crf_workers import write_probabilities
 from voc12.classes import VOC
 
@@ -111,7 +111,7 @@ def worker_curve(options):
     size = (94, 125) if options.quick else inputs.SIZE
     with tempfile.TemporaryDirectory() as folder:
         images = [write_image(Path(folder), n, size) for n in range(2 * max(WORKERS))]
-        points = [(n, in_child(seconds_with, n, images)) for n in WORKERS if n <= max(2, cli.cores())]
+        points = [(n, in_child(seconds_with, n, images)) for n in WORKERS if n <= max(2, machine.cores())]
     return with_exponents({'title': f'aff_prepare, {len(images)} images', 'axis': 'worker processes', 'ours': points,
                            'published': []})
 

@@ -73,7 +73,6 @@ def run_flags(folder, *argv):
     """
     parser = cli.ArgumentParser()
     cli.add_run_flags(parser)
-    cli.add_worker_flag(parser)
     cli.add_device_flags(parser)
     fixed = '--tblog_dir', folder / 'log', '--num_workers', 0, '--device', 'cpu', '--picture_every', 0
     return parser.parse_args([str(text) for text in (*fixed, *argv)])
