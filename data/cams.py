@@ -1,10 +1,10 @@
 """CAM files, `<out_cam>/<id>.npy`: a pickled dict {foreground index 0..: float32 (H, W)} of the present classes."""
 import numpy as np
 
+from data.probabilities import are_probabilities
 from engine.errors import UserError
 from engine.files import read_npy, save_npy
 
-ROUNDING = 0.01  # by which the sum of class probabilities, float16, may differ from 1
 REDO = 'write it again with contrast_infer.py --out_cam'
 
 
@@ -32,7 +32,7 @@ def read_cams(path, num_foreground, size=None):
     if present[0] < 0 or present[-1] >= num_foreground or cams.ndim != 3:
         raise UserError(path, f'classes {present.tolist()} of shape {cams.shape[1:]} do not fit {num_foreground} '
                               'classes', REDO)
-    if len(present) > 1 and present[0] == 0 and np.abs(cams.sum(0) - 1).max() < ROUNDING:
+    if len(present) > 1 and present[0] == 0 and are_probabilities(cams):
         raise UserError(path, "holds class probabilities, with the background as 0, as aff_prepare.py's CRF writes "
                               'them, no CAMs', "give the folder of contrast_infer.py's --out_cam")
     if not np.isfinite(cams).all():

@@ -152,7 +152,7 @@ def background_of(folder):
 
 
 def test_two_alphas_give_different_files_and_the_low_one_more_background(toy, chain):
-    low, high = tree_bytes(chain / 'crf' / '4.00'), tree_bytes(chain / 'crf' / '24.00')
+    low, high = (tree_bytes(chain / 'crf' / name, '.npy') for name in ('4.00', '24.00'))
     assert low.keys() == high.keys()
     assert [path.name for path in low] == sorted(f'{i}.npy' for i in read_list(toy.train))
     assert sum(low[name] != high[name] for name in low) >= len(low) / 2
