@@ -152,8 +152,9 @@ def test_cams_and_masks_in_one_folder_are_kept_apart(seeds, tmp_path, capsys):
 def test_masks_of_another_walk_are_not_taken_for_these(toy, trained, cams, tmp_path, capsys):
     run_main('aff_infer', *walk_argv(toy, trained, cams, tmp_path, '--bg', 0.1))
     before = tree_bytes(tmp_path)
-    for flags, changed in ((('--bg', 0.9), 'bg'), (('--bg', 0.1, '--beta', 2), 'beta'), (('--bg', 'alpha'), 'bg, alpha'),
-                           (('--bg', 0.1, '--crf'), 'crf_iters'), (('--bg', 0.1, '--logt', 1), 'logt')):
+    for flags, changed in ((('--bg', 0.9), 'bg'), (('--bg', 0.1, '--beta', 2), 'beta'),
+                           (('--bg', 'alpha'), 'bg, alpha'), (('--bg', 0.1, '--crf'), 'crf_iters'),
+                           (('--bg', 0.1, '--logt', 1), 'logt')):
         error = assert_refused(capsys, 'aff_infer', *walk_argv(toy, trained, cams, tmp_path, *flags))
         assert f'holds 12 files made with another {changed}; add --overwrite' in error
     error = assert_refused(capsys, 'aff_infer', *walk_argv(toy, trained, cams, tmp_path, '--bg', 0.1, weights='aff2'))
