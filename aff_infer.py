@@ -7,7 +7,8 @@ Reads  --weights, --infer_list, <voc12_root>/JPEGImages, <cam_dir>/<id>.npy (con
 Writes <out_rw>/<id>.png (labels with the VOC palette; with --crf after the CRF) and, on demand, <out_rw_npy>/<id>.npy:
        pickled dict {class 0..: float32 (H, W)} of the walked CAMs, so that eval.py --curve sweeps the background
        without a second inference.
-An image whose files all exist is skipped, so the same command continues a run that was stopped.
+An image whose files all exist is skipped, so the same command continues a run that was stopped. run.json in each folder
+says what made its files; with other weights or flags the command refuses.
 """
 from pathlib import Path
 

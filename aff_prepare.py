@@ -5,7 +5,8 @@
 Reads  --infer_list, <voc12_root>/JPEGImages, <cam_dir>/<id>.npy (contrast_infer.py --out_cam).
 Writes <out_crf>/4.00/<id>.npy and <out_crf>/24.00/<id>.npy, a folder per --alpha: pickled dicts {0: background,
        k + 1: class k} of the present classes' probabilities, float16 (H, W): aff_train.py's --la_crf_dir, --ha_crf_dir.
-An image whose files all exist is skipped, so the same command continues a run that was stopped.
+An image whose files all exist is skipped, so the same command continues a run that was stopped. run.json in each folder
+says what made its files; with other weights or flags the command refuses.
 """
 from functools import partial
 from pathlib import Path

@@ -8,7 +8,8 @@ Reads  --weights, --infer_list, <voc12_root>/JPEGImages, --cls_labels.
 Writes <out_cam>/<id>.npy (pickled dict {class 0..: float32 (H, W)} of the present classes), <out_cam_pred>/<id>.png
        (argmax with a constant background score), <out_crf>/<id>.png (that argmax refined by the dense CRF; with
        --baseline eps the CRF of the scores themselves, which are the pseudo masks of Step 3).
-An image whose files all exist is skipped, so the same command continues a run that was stopped.
+An image whose files all exist is skipped, so the same command continues a run that was stopped. run.json in each folder
+says what made its files; with other weights or flags the command refuses.
 """
 import functools
 

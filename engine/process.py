@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 import threading
+import traceback
 
 from engine.errors import UserError
 
@@ -66,8 +67,8 @@ def end_workers():
 
 # (pattern of an exception's type and text, what is short, what is wrong, what to do): the first that matches counts.
 WANTS = [(re.compile(pattern, re.DOTALL), *words) for pattern, *words in (
-    (r'shared memory\(shm\)|out of shared memory|unable to \w+.*[</]torch_\d', 'shared memory',
-     '/dev/shm has no room for the batches of the worker processes',
+    (r'shared memory\(shm\)|out of shared memory|unable to \w+.*[</]torch_\d|No space left.*multiprocessing',
+     'shared memory', '/dev/shm has no room for the batches of the worker processes',
      'raise it (Docker: --shm-size 8g), or use fewer --num_workers; 0 needs none'),
     (r'^BrokenProcessPool|DataLoader worker \(pid.*(killed by signal|exited unexpectedly)', 'worker process',
      'was ended from outside, most likely because memory ran out',
@@ -78,14 +79,16 @@ WANTS = [(re.compile(pattern, re.DOTALL), *words) for pattern, *words in (
      'raise it (ulimit -n 8192), or use fewer --num_workers'),
     (r'No space left on device|Disk quota exceeded|File too large|inline_container.cc', 'disk', 'is full',
      'free space, or choose another folder'),
-    (r"^MemoryError|^_ArrayMemoryError|can't allocate memory|Cannot allocate memory", 'memory', 'is used up',
-     'use fewer --num_workers, or end other programs'),
+    (r"^_?\w*MemoryError|Caught \w*MemoryError|an't allocate memory|annot allocate memory|Insufficient memory",
+     'memory', 'is used up', 'use fewer --num_workers, or end other programs'),
 )]
 
 
 def want_of_resources(error):
     """The UserError that says which resource ran out and what to do; None where the exception is another's."""
-    text = f'{type(error).__name__}: {error}'
+    # Where it was raised tells a semaphore that finds no room in /dev/shm from a file that finds none on the disk.
+    where = [frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:]]
+    text = f'{type(error).__name__}: {error} {where}'
     for pattern, what, wrong, do in WANTS:
         if pattern.search(text):
             return UserError(getattr(error, 'filename', None) or what, wrong, do)

@@ -93,6 +93,16 @@ def test_a_want_of_resources_is_known(error, what, remedy):
     assert '\n' not in str(known)
 
 
+def test_a_semaphore_without_room_is_a_want_of_shared_memory(monkeypatch):
+    """Semaphores lie in /dev/shm too; their error names no file."""
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('multiprocessing.synchronize._multiprocessing.SemLock', full)
+    with pytest.raises(OSError) as found:
+        multiprocessing.get_context('spawn').Lock()
+    assert process.want_of_resources(found.value).what == 'shared memory'
+
+
 @pytest.mark.parametrize('error', [
     KeyError('memory'), RuntimeError('mat1 and mat2 shapes cannot be multiplied'), OSError(13, 'Permission denied'),
     RuntimeError('Caught KeyError in DataLoader worker process 0.\nOriginal Traceback\nKeyError: 3'),
