@@ -86,6 +86,7 @@ def _outcome(main, parser, argv):
         known = process.want_of_resources(error)
         if known is None:
             raise
+        process.drop(error)
         print(f'error: {known}', file=sys.stderr)
         return 2
     return 0

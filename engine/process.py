@@ -67,7 +67,7 @@ def end_workers():
 
 # (pattern of an exception's type and text, what is short, what is wrong, what to do): the first that matches counts.
 WANTS = [(re.compile(pattern, re.DOTALL), *words) for pattern, *words in (
-    (r'shared memory\(shm\)|out of shared memory|unable to \w+.*[</]torch_\d|No space left.*multiprocessing',
+    (r'shared memory\(shm\)|out of shared memory|unable to \w+.*[</]torch_\d|No space left.*multiprocessing.synchronize',
      'shared memory', '/dev/shm has no room for the batches of the worker processes',
      'raise it (Docker: --shm-size 8g), or use fewer --num_workers; 0 needs none'),
     (r'^BrokenProcessPool|DataLoader worker \(pid.*(killed by signal|exited unexpectedly)', 'worker process',
@@ -87,9 +87,16 @@ WANTS = [(re.compile(pattern, re.DOTALL), *words) for pattern, *words in (
 def want_of_resources(error):
     """The UserError that says which resource ran out and what to do; None where the exception is another's."""
     # Where it was raised tells a semaphore that finds no room in /dev/shm from a file that finds none on the disk.
-    where = [frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:]]
+    where = [frame.filename for frame in traceback.extract_tb(error.__traceback__)[-2:]]
     text = f'{type(error).__name__}: {error} {where}'
     for pattern, what, wrong, do in WANTS:
         if pattern.search(text):
             return UserError(getattr(error, 'filename', None) or what, wrong, do)
     return None
+
+
+def drop(error):
+    """Free what an exception keeps alive, without a word about what cannot be taken apart: a half-made loader."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda *_: None
+    traceback.clear_frames(error.__traceback__)
+    sys.unraisablehook = before

@@ -144,6 +144,28 @@ def test_inference_with_a_full_shared_memory_ends_with_one_line(toy, tmp_path):
     assert last_line(done.stderr).startswith('error: shared memory: /dev/shm has no room for the batches')
 
 
+NO_SEMAPHORE = """
+import multiprocessing.synchronize as synchronize, runpy, sys
+class Full:
+    def SemLock(self, *args):
+        raise OSError(28, 'No space left on device')
+real, synchronize._multiprocessing = synchronize._multiprocessing, Full()
+Full.__getattr__ = lambda self, name: getattr(real, name)
+sys.argv = {argv!r}
+runpy.run_path({script!r}, run_name='__main__')
+"""
+
+
+def test_a_shared_memory_without_room_for_a_semaphore_is_one_line(command):
+    """PyTorch's loader, half made, cannot be taken apart: nothing is said about that."""
+    path = str(REPO / 'contrast_train.py')
+    code = NO_SEMAPHORE.format(argv=[path, *map(str, command('--num_workers', 1))], script=path)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=SOON + 60)
+    assert done.returncode == 2
+    assert last_line(done.stderr).startswith('error: shared memory: /dev/shm has no room')
+    assert 'Exception' not in done.stderr
+
+
 # ---------------------------------------------------------------- bugs and ends of workers
 
 FAILING_WORKER = """
