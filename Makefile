@@ -6,7 +6,8 @@
 # make ablation    what each loss term adds: eight rows, three seeds each
 # make bench       every stage beside the published formulation (make bench QUICK=1: the short form)
 # make help        this list
-# Each makes the virtual environment .venv first, where it is missing. PYTHON=python3.12 chooses the interpreter.
+# Each makes the virtual environment .venv first, where it is missing. PYTHON=python3.12 chooses the interpreter,
+# CONSTRAINTS=constraints.txt takes versions that passed, should newer ones not.
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,7 +49,5 @@ bench: $(READY)
 
 # The stamp comes last, so that an installation that was interrupted is taken up again.
 $(READY): requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -r requirements.txt
-	touch $(READY)
+	@$(PYTHON) install.py $(VENV) $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS))
+	@touch $(READY)

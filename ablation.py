@@ -35,6 +35,7 @@ class Row:
 
 
 CONTRAST = ('cross_prototype', 'cross_cam', 'intra')
+WITH_PCM = ('saliency_rv', 'rvmin', 'er', 'ecr', *CONTRAST)
 ROWS = {
     'plain CAM': Row('cam', 'cam'),
     'SEAM': Row('seam', 'seam', CONTRAST),
@@ -43,7 +44,9 @@ ROWS = {
     '+ intra-view (full PPC)': Row('full', 'seam'),
     'full PPC, momentum 5e-4 (published)': Row('full_published_momentum', 'seam', train=('--momentum', 5e-4)),
     'EPS': Row('eps_plain', 'eps_plain'),
+    'EPS on two views': Row('eps_two_views', 'eps', WITH_PCM),
     'EPS + PPC': Row('eps', 'eps'),
+    "EPS + PPC, SEAM's ECR target": Row('eps_seam_target', 'eps', train=('--ecr_target', 'seam')),
 }
 
 
@@ -108,7 +111,7 @@ def row_steps(args, row, seed):
     weights = [text for name in ROWS[row].off for text in (f'--w_{name}', 0)]
     train = ('contrast_train.py', '--weights', TOY.weights, *data, '--train_list', lists / 'train.txt',
              '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
-             *TOY.contrast_train, *ROWS[row].train, *saliency, *weights, '--resume')
+             *TOY.training(recipe), *ROWS[row].train, *saliency, *weights, '--resume')
     infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', lists / 'train.txt', '--out_cam',
              run / 'cam', *TOY.seeds(recipe))
     score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',

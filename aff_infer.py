@@ -33,8 +33,12 @@ def get_args_parser():
     parser.add_argument('--beta', type=cli.positive_number, default=8., help='exponent of the affinities')
     parser.add_argument('--logt', type=cli.number(int, low=0, high=20), default=6,
                         help='the walk makes 2^logt steps')
-    cli.add_switch(parser, '--crf', "refine the masks by DeepLab's CRF")
-    parser.add_argument('--crf_iters', type=cli.positive, default=10, help='mean-field iterations of --crf')
+    cli.add_switch(parser, '--crf', 'refine the masks by a CRF')
+    parser.add_argument('--crf_setting', choices=('deeplab', 'published'), default='deeplab',
+                        help="which: DeepLab's, or the one that is commented out in the published script")
+    parser.add_argument('--crf_iters', type=cli.positive,
+                        help='mean-field iterations of --crf (deeplab: 10; published: 1)')
+    cli.add_crf_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -44,6 +48,7 @@ def main(args):
     import torch
 
     from data.affinity import PaddedImages
+    from engine.crf_engine import CrfEngine, chosen_engine
     from engine.crf_workers import WalkSettings, write_pseudo_mask
     from engine.device import autocast, set_up
     from engine.loading import single_items
@@ -51,6 +56,7 @@ def main(args):
     from engine.parallel import WorkerPool, progress
 
     device = set_up(args)
+    engine = chosen_engine(args.crf_engine, device) if args.crf else CrfEngine()
     ids = read_list(args.infer_list, '--infer_list')
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     dataset = PaddedImages(ids, args.voc12_root, args.convert_rgb)
@@ -58,15 +64,16 @@ def main(args):
     made = what_is_made(args)
     dataset.keep(outputs.begin(made.values(), ids, args.overwrite))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
-    settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf, args.crf_iters, VOC)
+    settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf_setting if args.crf else None,
+                            args.crf_iters, VOC, engine)
 
-    with WorkerPool(args.num_workers) as workers, torch.inference_mode():
+    with WorkerPool(engine.workers(args.num_workers)) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'random walk', len(dataset)):
             with autocast(device, args.amp):
                 affinity = net(item['image'][None].to(device, non_blocking=True))[0]
             paths = {kind: output.folder / (item['name'] + output.suffix) for kind, output in made.items()}
             cam_path = Path(args.cam_dir) / f'{item["name"]}.npy'
-            workers.submit(write_pseudo_mask, paths, cam_path, item['pixels'], affinity.cpu().numpy(), settings)
+            pool.submit(write_pseudo_mask, paths, cam_path, item['pixels'], affinity.cpu().numpy(), settings)
 
 
 def what_is_made(args):
@@ -75,7 +82,9 @@ def what_is_made(args):
               'cams_sha256': outputs.origin(args.cam_dir, '.npy'), 'bg': args.bg,
               'alpha': args.alpha if args.bg == 'alpha' else None, 'beta': args.beta, 'logt': args.logt,
               'amp': args.amp}
-    masks = {'kind': 'pseudo masks', **walked, 'crf_iters': args.crf_iters if args.crf else None}
+    masks = {'kind': 'pseudo masks', **walked, 'crf': args.crf}
+    if args.crf:
+        masks |= {'crf_setting': args.crf_setting, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine}
     made = {'rw': outputs.Output(files.out_dir(args.out_rw, '--out_rw'), '.png', masks)}
     if args.out_rw_npy:
         folder = files.out_dir(args.out_rw_npy, '--out_rw_npy')

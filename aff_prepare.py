@@ -27,15 +27,20 @@ def get_args_parser():
     parser.add_argument('--alpha', type=cli.positive_number, nargs='+', default=(4., 24.),
                         help='background exponents: its score is (1 - strongest CAM)^alpha; one or more')
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='mean-field iterations of the CRF')
+    cli.add_crf_flag(parser)
     cli.add_worker_flag(parser)
+    cli.add_device_flag(parser)
     return parser
 
 
 def main(args):
-    # Imported here, because --help need not wait for the CRF.
+    # Imported here, because --help need not wait for torch.
+    from engine.crf_engine import chosen_engine
     from engine.crf_workers import write_probabilities
+    from engine.device import select_device
     from engine.parallel import map_images
 
+    engine = chosen_engine(args.crf_engine, select_device(args.device))
     names = [f'{alpha:.2f}' for alpha in args.alpha]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
@@ -46,14 +51,14 @@ def main(args):
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
     made = {'kind': 'class probabilities after the CRF', 'cams_sha256': outputs.origin(args.cam_dir, '.npy'),
-            'crf_iters': args.crf_iters}
+            'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine}
     wanted = outputs.begin([outputs.Output(folder, '.npy', {**made, 'alpha': alpha})
                             for alpha, folder in folders.items()], ids, args.overwrite)
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
     refine = partial(write_probabilities, images=images, cam_dir=Path(args.cam_dir), folders=folders,
                      iterations=args.crf_iters, num_classes=VOC.num_classes, convert_rgb=args.convert_rgb,
-                     overwrite=args.overwrite)
-    map_images(refine, wanted, args.num_workers, 'CRF')
+                     overwrite=args.overwrite, engine=engine)
+    map_images(refine, wanted, engine.workers(args.num_workers), 'CRF')
 
 
 if __name__ == '__main__':

@@ -35,6 +35,7 @@ def get_args_parser():
     parser.add_argument('--out_cam_pred_alpha', type=cli.unit_interval, default=0.26,
                         help='background score of the seeds, 0..1')
     parser.add_argument('--out_crf', help='folder of the seeds after the CRF (.png)')
+    cli.add_crf_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -44,6 +45,7 @@ def main(args):
     import torch
 
     from data.classification import MultiScaleImages
+    from engine.crf_engine import CrfEngine, chosen_engine
     from engine.crf_workers import SeedSettings, write_seeds
     from engine.device import autocast, set_up
     from engine.loading import single_items
@@ -52,6 +54,7 @@ def main(args):
 
     recipe = cli.chosen_recipe(args, 'infer')
     device = set_up(args)
+    engine = chosen_engine(args.crf_engine, device) if args.out_crf else CrfEngine()
     folders = output_folders(args)
     ids = read_list(args.infer_list, '--infer_list')
     dataset = MultiScaleImages(ids, args.voc12_root, args.cls_labels, VOC.num_foreground, args.scales, args.convert_rgb)
@@ -60,16 +63,17 @@ def main(args):
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
           f'{len(args.scales)} scales with flips')
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
-    settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC)
+    settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC, engine)
+    workers = engine.workers(args.num_workers) if args.out_crf else 0
 
-    with WorkerPool(args.num_workers if args.out_crf else 0) as workers, torch.inference_mode():
+    with WorkerPool(workers) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
             present = item['label'].nonzero()[:, 0]
             scaled = [images.to(device, non_blocking=True) for images in item['scaled']]
             with autocast(device, args.amp):
                 cams = recipe.multi_scale_cams(cams_of, scaled, present, item['pixels'].shape[:2])
             paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in folders.items()}
-            workers.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
+            pool.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
 
 
 def output_folders(args):
@@ -95,7 +99,7 @@ def what_is_made(args, recipe, folders):
     refined = cams if recipe.crf_alpha is not None else seeds
     made = {'cam': {'kind': 'CAMs', **cams}, 'pred': {'kind': 'seeds', **seeds},
             'crf': {'kind': 'seeds after the CRF', **refined, 'crf_iters': recipe.crf_iters,
-                    'crf_alpha': recipe.crf_alpha}}
+                    'crf_alpha': recipe.crf_alpha, 'crf_engine': args.crf_engine}}
     return [outputs.Output(folder, suffix, made[kind]) for kind, (folder, suffix) in folders.items()]
 
 

@@ -22,7 +22,6 @@ def get_args_parser():
     cli.add_training_flags(parser)
     parser.add_argument('--resize_long', type=cli.side, nargs=2, default=(448, 768), metavar=('LOW', 'HIGH'),
                         help='range of the random long side in pixels, before cropping')
-    parser.add_argument('--view2_size', type=cli.side, default=128, help='side of the second view in pixels')
     cli.add_device_flags(parser)
     return parser
 
@@ -61,9 +60,10 @@ def main(args):
     for batch in run.batches(dataset):
         target = Target(batch['label'], present_channels(batch['label']), batch.get('saliency')).to(device)
         image = batch['image'].to(device, non_blocking=True)
-        image2 = resize(image, (args.view2_size, args.view2_size))
+        image2 = resize(image, (recipe.view2_size, recipe.view2_size)) if recipe.two_views else None
         with autocast(device, args.amp):
-            view1, view2 = net.view(image, recipe.needs), net.view(image2, recipe.needs)
+            view1 = net.view(image, recipe.needs)
+            view2 = net.view(image2, recipe.needs) if recipe.two_views else None
         run.update(recipe.loss_terms(view1, view2, target), recipe.weights)
 
         if run.picture_due:

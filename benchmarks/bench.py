@@ -39,7 +39,10 @@ def main(args):
     info['rates'] = frame.in_child(floor.machine, args.threads)
     results = []
     for name in wanted:
-        if name in STAGES:
+        if name in STAGES and STAGES[name].missing:
+            print(f'{name}: left out, {STAGES[name].needs} is not installed (pip install -r '
+                  'requirements-pydensecrf.txt)', flush=True)
+        elif name in STAGES:
             results.append(frame.run(STAGES[name], options))
             print(report.line(results[-1]), flush=True)
     curves = growth.measure(options) if GROWTH in wanted else []

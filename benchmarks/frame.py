@@ -28,12 +28,13 @@ class Options:
 class Case:
     """A stage after its setup: inputs, weights and files exist, only the work is left.
 
-    ours, published: callables without arguments, giving results that `check(ours, published)` compares; it returns
-    words for the agreement found and raises AssertionError where it is worse than the golden tolerances. count: images
-    a call handles. flops: function that counts a call's arithmetic; bytes: the least memory traffic that a call needs;
-    both for the floor. single_core: whether the work runs on one core whatever `threads`. published_fraction: the
-    fraction of the published work that a call does. extra: {words: value} for the report, to which `check` may add.
-    in_process: False where other processes do the work, which a profiler of this process does not see.
+    ours, published: callables without arguments (published may be None, where what it needs is not installed), giving
+    results that `check(ours, published)` compares; it returns words for the agreement found and raises AssertionError
+    where it is worse than the golden tolerances. count: images a call handles. flops: function that counts a call's
+    arithmetic; bytes: the least memory traffic that a call needs; both for the floor. single_core: whether the work
+    runs on one core whatever `threads`. published_fraction: the fraction of the published work that a call does.
+    extra: {words: value} for the report, to which `check` may add. in_process: False where other processes do the work,
+    which a profiler of this process does not see.
     """
     ours: object
     published: object

@@ -58,10 +58,10 @@ class RandomLongSide(v2.Transform):
         self.low, self.high = low, high
 
     def make_params(self, flat_inputs):
-        height, width = v2.functional.get_size(flat_inputs[0])
+        size = v2.functional.get_size(flat_inputs[0])
         target = random_integer(self.low, self.high)
-        scale = target / max(height, width)
-        return {'size': [max(1, round(height * scale)), max(1, round(width * scale))]}
+        # Multiplied first, then divided, as published: a ratio computed first may round a half to the other side.
+        return {'size': [max(1, round(side * target / max(size))) for side in size]}
 
     def transform(self, inpt, params):
         return self._call_kernel(v2.functional.resize, inpt, params['size'],

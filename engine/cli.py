@@ -8,6 +8,7 @@ from pathlib import Path
 from engine import distributed, machine, process
 from engine.errors import UserError
 from engine.files import REPO
+from tool.crf import ENGINES
 from tool.recipes import RECIPES, TERMS, Recipe
 
 # ---------------------------------------------------------------- the parser
@@ -97,7 +98,9 @@ def values_before(parser, args):
     defaults = {name: parser.get_default(name) for name in vars(args)}
     if 'baseline' in defaults:
         recipe = RECIPES[args.baseline]
-        defaults |= {field.name: getattr(recipe, field.name) for field in recipe_settings('train')}
+        for field in recipe_settings('train'):
+            value, stated = getattr(recipe, field.name), field.metadata['before']
+            defaults[field.name] = value if value is None or stated is None else stated
         # A term that the checkpoint does not know did not exist: it weighed nothing where the recipe has it now.
         defaults |= {f'w_{name}': 0. if name in recipe.weights else None for name in TERMS}
     return defaults | parser.before
@@ -180,6 +183,9 @@ def add_switch(parser, name, help, default=False):
 
 # ---------------------------------------------------------------- groups of flags
 
+VAL_LIST = 'voc12/val.txt'  # the default alone may be missing
+
+
 def add_image_flags(parser):
     """--voc12_root, --convert_rgb: where the photos are, and which are accepted."""
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
@@ -198,9 +204,21 @@ def add_worker_flag(parser):
                         help='processes that prepare images or run the CRF (0: all work in the main process)')
 
 
+def add_crf_flag(parser):
+    """--crf_engine, shared by all scripts that run a CRF."""
+    parser.add_argument('--crf_engine', choices=ENGINES, default='torch',
+                        help="what runs the CRF: torch, on --device, or the authors' pydensecrf, on the CPU, which is "
+                             'installed by requirements-pydensecrf.txt')
+
+
+def add_device_flag(parser):
+    """--device, shared by all scripts that compute with PyTorch."""
+    parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
+
+
 def add_precision_flags(parser):
     """--device and --amp: what computes, and in which precision."""
-    parser.add_argument('--device', default='auto', help='auto (CUDA if there is one), cpu, cuda or cuda:<index>')
+    add_device_flag(parser)
     parser.add_argument('--amp', choices=('off', 'auto', 'bf16', 'fp16'), default='off',
                         help='precision of the convolutions; losses and normalisations stay in float32. auto: what the '
                              'hardware computes natively (bf16, else fp16 on CUDA, else off)')
@@ -236,14 +254,14 @@ def add_training_flags(parser):
     parser.add_argument('--session_name', type=session, required=True,
                         help='path without suffix of what the run writes: <session>.pth, .ckpt, .json, .losses.jsonl')
     parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
-    parser.add_argument('--val_list', default='voc12/val.txt', empty=True,
+    parser.add_argument('--val_list', default=VAL_LIST, empty=True,
                         help="list of image ids validated after each epoch, without masks; '' for none")
     parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all devices')
     parser.add_argument('--lr', type=positive_number, default=0.01,
                         help='learning rate of pretrained weights (new layers: ten times)')
     parser.add_argument('--wt_dec', type=non_negative_number, default=5e-4, help='weight decay (biases: none)')
     parser.add_argument('--momentum', type=unit_interval, default=5e-4,
-                        help='SGD momentum; the published optimiser passes the weight decay here, it meant 0.9')
+                        help='SGD momentum; the published code passes the weight decay by mistake, 0.9 was meant')
     parser.add_argument('--crop_size', type=side, default=448, help='side of the training crop in pixels')
     add_run_flags(parser)
 
@@ -326,5 +344,6 @@ def _resolve(args, name, default):
                         f'leave it out, or choose --baseline {" or ".join(users)}')
     if default == '' and not value:
         raise UserError(f'--{name}', f'is missing, --baseline {args.baseline} needs it', 'give it')
-    setattr(args, name, default if value is None else value)
+    # A weight of 0 where the baseline has no such term says nothing, and must not count as another setting.
+    setattr(args, name, default if value is None or default is None else value)
     return getattr(args, name)

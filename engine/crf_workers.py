@@ -1,4 +1,7 @@
-"""What a worker process does for one image with a CRF: refine and write. No torch here."""
+"""What a worker process does for one image with a CRF: refine and write.
+
+No torch here: the CRF's engine loads what it needs when the first image comes.
+"""
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,15 +12,12 @@ from data.classes import ClassSet
 from data.images import read_image
 from data.masks import save_mask
 from data.probabilities import save_probabilities
-from engine.errors import UserError
+from engine.crf_engine import CrfEngine
 from engine.files import save_npy
-from tool import random_walk, seeds
-from tool.pairs import cell_means
+from tool import crf, random_walk, seeds
+from tool.pairs import STRIDE, cell_means
 
-try:
-    from tool import crf
-except ImportError as error:  # some builds of pydensecrf import as an empty package, without densecrf
-    raise UserError('pydensecrf', f'the CRF cannot be loaded ({error})', 'pip install pydensecrf2') from None
+PADDING_COLOUR = 123, 116, 103  # RGB of ImageNet's mean, cut to whole numbers: what a normalised 0 stands for
 
 
 # ---------------------------------------------------------------- Step 1: seeds
@@ -28,13 +28,14 @@ class SeedSettings:
 
     crf: name of the settings in tool.crf; iterations: of mean field. alpha None: the CRF refines the seeds' hard
     labels and, as published, all classes count in its normaliser. alpha a number (EPS): it refines the scores of the
-    present classes, with the background score (1 − strongest)^alpha.
+    present classes, with the background score (1 − strongest)^alpha. engine: what runs it.
     """
     background: float
     crf: str
     iterations: int
     alpha: float
     classes: ClassSet
+    engine: CrfEngine = CrfEngine()
 
 
 def write_seeds(paths, image, present, cams, settings):
@@ -51,16 +52,18 @@ def write_seeds(paths, image, present, cams, settings):
     if 'crf' in paths:
         crf_settings = replace(getattr(crf, settings.crf), iterations=settings.iterations)
         if settings.alpha is None:
-            refined, = crf.refine_labels(image, label_map[None], labels, settings.classes.num_classes, crf_settings)
+            refined, = crf.refine_labels(image, label_map[None], labels, settings.classes.num_classes, crf_settings,
+                                         **settings.engine.options)
         else:
             scores = seeds.with_background(cams, seeds.alpha_background(cams, settings.alpha))
-            refined = crf.refine_probabilities(image, scores, crf_settings)
+            refined = crf.refine_probabilities(image, scores, crf_settings, **settings.engine.options)
         save_mask(paths['crf'], crf.label_map(refined, labels), palette)
 
 
 # ---------------------------------------------------------------- Step 2: labels of AffinityNet, pseudo masks
 
-def write_probabilities(name, images, cam_dir, folders, iterations, num_classes, convert_rgb, overwrite):
+def write_probabilities(name, images, cam_dir, folders, iterations, num_classes, convert_rgb, overwrite,
+                        engine=CrfEngine()):
     """Write the CRF's probabilities of one image (an id) under every alpha. folders: {alpha: folder}.
 
     All alphas are computed even where some files exist: they share the CRF's labels, so that a run which was
@@ -70,7 +73,8 @@ def write_probabilities(name, images, cam_dir, folders, iterations, num_classes,
     present, cams = read_cams(cam_dir / f'{name}.npy', num_classes - 1, image.shape[:2])
     label_maps = [seeds.label_map(present, cams, seeds.alpha_background(cams, alpha)) for alpha in folders]
     labels = [0, *(present + 1).tolist()]
-    refined = crf.refine_labels(image, label_maps, labels, num_classes, replace(crf.AFFINITY, iterations=iterations))
+    refined = crf.refine_labels(image, label_maps, labels, num_classes, replace(crf.AFFINITY, iterations=iterations),
+                                **engine.options)
     for folder, probabilities in zip(folders.values(), refined):
         path = folder / f'{name}.npy'
         if overwrite or not path.exists():
@@ -80,14 +84,16 @@ def write_probabilities(name, images, cam_dir, folders, iterations, num_classes,
 @dataclass(frozen=True)
 class WalkSettings:
     """How aff_infer.py walks. bg: the background score 0..1, or 'alpha': (1 − strongest CAM)^alpha. beta: exponent of
-    the affinities. The walk makes 2^logt steps. crf: whether the masks are refined, by crf_iters iterations."""
+    the affinities. The walk makes 2^logt steps. crf: how the masks are refined, a key of WALKED_CRFS, or None: not at
+    all. crf_iters: iterations, or None for those of the CRF's settings. engine: what runs the CRF."""
     bg: object
     alpha: float
     beta: float
     logt: int
-    crf: bool
+    crf: str
     crf_iters: int
     classes: ClassSet
+    engine: CrfEngine = CrfEngine()
 
 
 def write_pseudo_mask(paths, cam_path, image, affinity, settings):
@@ -106,16 +112,38 @@ def write_pseudo_mask(paths, cam_path, image, affinity, settings):
         # Dividing by that map undoes the dilution, so eval.py --curve can apply any constant background score.
         save_cams(paths['npy'], present, [cam / undiluted for cam in scores[1:]])
     if settings.crf:
-        scores = refine_walked(image, np.stack(scores), settings.crf_iters, num_classes)
+        scores = WALKED_CRFS[settings.crf](image, walked[1:], settings.crf_iters, num_classes, settings.engine)
     save_mask(paths['rw'], crf.label_map(scores, [0, *(present + 1)]), settings.classes.palette)
 
 
-def refine_walked(image, scores, iterations, num_classes):
-    """The CRF of the segmentation stage on walked scores (1 + K, H, W), divided by their sum. METHOD 6.5."""
-    scores = np.maximum(scores, 0)
+def refine_walked(image, walked, iterations, num_classes, engine=CrfEngine()):
+    """The CRF of the segmentation stage on walked scores, divided by their sum. METHOD 6.5.
+
+    image: uint8 (H, W, 3). walked: scores of its cells (1 + K, h, w), background first. iterations: None for those of
+    the settings. engine: what runs the CRF. Returns float32 (1 + K, H, W).
+    """
+    scores = np.maximum(random_walk.to_pixels(walked, *image.shape[:2]), 0)
     probabilities = scores / np.maximum(scores.sum(0), crf.CLIP)
-    settings = replace(crf.DEEPLAB, iterations=iterations)
-    return crf.refine_probabilities(image, probabilities, settings, absent=num_classes - len(scores))
+    settings = replace(crf.DEEPLAB, iterations=iterations or crf.DEEPLAB.iterations)
+    return crf.refine_probabilities(image, probabilities, settings, num_classes - len(scores), **engine.options)
+
+
+def refine_walked_as_published(image, walked, iterations, num_classes, engine=CrfEngine()):
+    """The CRF that stands commented out in the published code: raw scores, and the image padded as the network sees it.
+
+    METHOD 6.5. Arguments and result as in refine_walked.
+    """
+    height, width = image.shape[:2]
+    size = walked.shape[1] * STRIDE, walked.shape[2] * STRIDE
+    padded = np.full((*size, 3), PADDING_COLOUR, np.uint8)
+    padded[:height, :width] = image
+    settings = replace(crf.WALK, iterations=iterations or crf.WALK.iterations)
+    scores = random_walk.to_pixels(walked, *size)
+    refined = crf.refine_probabilities(padded, scores, settings, num_classes - len(scores), **engine.options)
+    return refined[:, :height, :width]
+
+
+WALKED_CRFS = {'deeplab': refine_walked, 'published': refine_walked_as_published}
 
 
 # ---------------------------------------------------------------- Step 3: segmentations
@@ -130,13 +158,13 @@ def write_segmentation(output, name, pixels, probabilities, logits):
         if scale in output.folders:
             save_mask(output.folders[scale] / f'{name}.png', scores.argmax(0), output.classes.palette)
         if f'{scale}_crf' in output.folders:
-            labels = refine_segmentation(pixels, scores, output.crf_iters)
+            labels = refine_segmentation(pixels, scores, output.crf_iters, output.engine)
             save_mask(output.folders[f'{scale}_crf'] / f'{name}.png', labels, output.classes.palette)
     if output.logits:
         save_npy(Path(output.logits) / f'{name}.npy', logits)
 
 
-def refine_segmentation(pixels, probabilities, iterations):
+def refine_segmentation(pixels, probabilities, iterations, engine=CrfEngine()):
     """DeepLab's CRF (METHOD 7.2): probabilities float32 (C, H, W) → labels uint8 (H, W).
 
     Classes that the CRF's clipping makes constant over the whole image count as absent, which leaves the result exactly
@@ -144,5 +172,6 @@ def refine_segmentation(pixels, probabilities, iterations):
     """
     kept = np.flatnonzero(probabilities.max((1, 2)) > crf.CLIP)
     settings = replace(crf.DEEPLAB, iterations=iterations)
-    marginals = crf.refine_probabilities(pixels, probabilities[kept], settings, absent=len(probabilities) - len(kept))
+    absent = len(probabilities) - len(kept)
+    marginals = crf.refine_probabilities(pixels, probabilities[kept], settings, absent, **engine.options)
     return crf.label_map(marginals, kept)

@@ -15,7 +15,7 @@ def network_for_training(args, device, recipe=None, method='cams', **options):
     net = _load(args, 'backbone', method, options)
     missing = sorted(recipe.needs - net.parts) if recipe else []
     if missing:
-        terms = ', '.join(f'--w_{name} 0' for name in recipe.terms_that_need(missing[0]))
+        terms = ' '.join(f'--w_{name} 0' for name in recipe.terms_that_need(missing[0]))
         raise UserError('--network', f'{args.network} has no {missing[0]}, which --baseline {recipe.name} needs',
                         f'choose another network, or give {terms}')
     return to_device(net, device, args.amp)

@@ -24,9 +24,13 @@ def _leave_with_parent():
 
 
 def executor(workers):
-    """A pool of `workers` processes. They are spawned, not forked: forking a process that runs threads can hang."""
+    """A pool of `workers` processes of one thread each. They are spawned, not forked: forking a process that runs
+    threads can hang.
+    """
     for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
-        os.environ.setdefault(name, '1')  # only affects the workers: BLAS reads these when NumPy is imported
+        # Only affects the workers: BLAS and PyTorch read these when they are loaded. A number that the user gave is for
+        # this process; so many threads in every worker would wait for one another.
+        os.environ[name] = '1'
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker)
 
 

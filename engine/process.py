@@ -67,7 +67,7 @@ def end_workers():
 
 # (pattern of an exception's type and text, what is short, what is wrong, what to do): the first that matches counts.
 WANTS = [(re.compile(pattern, re.DOTALL), *words) for pattern, *words in (
-    (r'shared memory\(shm\)|out of shared memory|unable to \w+.*[</]torch_\d|No space left.*multiprocessing.synchronize',
+    (r'shared memory\(shm\)|out of shared memory|unable to \w+.*[</]torch_\d|space left.*multiprocessing.synchronize',
      'shared memory', '/dev/shm has no room for the batches of the worker processes',
      'raise it (Docker: --shm-size 8g), or use fewer --num_workers; 0 needs none'),
     (r'^BrokenProcessPool|DataLoader worker \(pid.*(killed by signal|exited unexpectedly)', 'worker process',

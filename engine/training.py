@@ -52,7 +52,8 @@ def parameter_groups(net, lr, weight_decay):
 class Run:
     """One training run: steps counted from 0 to max_step, everything needed to continue written to <session>.ckpt.
 
-    net, optimizer: already on `device`. The learning rates follow lr·(1 − step/max_step)^power.
+    net, optimizer: already on `device`. The learning rates follow lr·(1 − step/schedule_steps)^power; schedule_steps
+    is max_step unless given.
     args: a script's flags, those of engine.cli.add_run_flags and add_device_flags among them. settings: all that the
     run was told (dict, `args` unless given); a resumed run must share it but for checkpoint.UNCHECKED and ADVISED.
     before: engine.cli.values_before, for settings that an older checkpoint lacks.
@@ -61,15 +62,16 @@ class Run:
     """
 
     def __init__(self, session, net, optimizer, *, device, args, before, images, batch_size, epochs=None, max_step=None,
-                 settings=None, inputs=None, power=0.9):
+                 schedule_steps=None, settings=None, inputs=None, power=0.9):
         self.session, self.net, self.optimizer, self.device = Path(session), net, optimizer, device
         self.args, self.batch_size = args, batch_size
         inputs = inputs or {}
         self.settings = {**(vars(args) if settings is None else settings), **inputs}
         self.steps_per_epoch = images // batch_size
         self.max_step = self.steps_per_epoch * epochs if max_step is None else max_step
+        schedule_steps = schedule_steps or self.max_step
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: max(0., 1 - step / self.max_step) ** power)
+            optimizer, lambda step: max(0., 1 - step / schedule_steps) ** power)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
         self.step, self.stop_signal, self.bar, self.random_state = 0, None, None, None
         self.saved = None  # the step that <session>.ckpt holds

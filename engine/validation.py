@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from data.lists import read_list
+from engine.cli import VAL_LIST
 from engine.device import autocast
 from engine.files import repo_path
 from engine.loading import validation_batches
@@ -13,10 +14,10 @@ from tool.metrics import IGNORE, mean_average_precision
 
 
 def validation_ids(args):
-    """The ids of --val_list; [] where the flag is empty or the list is missing (one line says so)."""
+    """The ids of --val_list; [] where the flag is empty, or its default and missing (one line says so)."""
     if not args.val_list:
         return []
-    if not repo_path(args.val_list).exists():
+    if args.val_list == VAL_LIST and not repo_path(args.val_list).exists():
         print(f'no validation: {args.val_list} does not exist (voc12/prepare.py writes it)')
         return []
     return read_list(args.val_list, '--val_list')

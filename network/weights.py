@@ -163,9 +163,14 @@ def build_net(module_name, state, method, **kwargs):
     """
     try:
         module = importlib.import_module(module_name)
-    except (ModuleNotFoundError, ValueError, TypeError) as error:
-        if isinstance(error, ModuleNotFoundError) and not f'{module_name}.'.startswith(f'{error.name}.'):
-            raise  # the module exists; what it imports does not
+    except SyntaxError as error:
+        where = f'{error.filename} line {error.lineno}'
+        raise UserError('--network', f'{module_name} cannot be imported ({where}: {error.msg})', 'mend it') from error
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError) or not f'{module_name}.'.startswith(f'{error.name}.'):
+            raise UserError('--network', f'{module_name} cannot be imported ({error.msg})', 'mend it') from error
+        module = None
+    except (ValueError, TypeError):  # no name of a module at all
         module = None
     if not hasattr(module, 'Net'):
         raise UserError('--network', f'{module_name!r} is no module with a class Net',

@@ -114,12 +114,20 @@ def labels_and_prototypes(revised, features, with_bg, bg_threshold):
     scores[:, 0] = bg_threshold
     labels = torch.argmax(F.softmax(scores * with_bg, dim=1), dim=1).view(-1)
     flat = features.permute(0, 2, 3, 1).reshape(n * h * w, -1)
-    values, pixels = torch.topk(scores.transpose(0, 1).reshape(c, -1), k=h * w // 8, dim=-1)
     prototypes = torch.zeros(c, flat.shape[1], device=flat.device)
     for k in range(c):
-        chosen = flat[pixels[k]]
-        prototypes[k] = torch.sum(values[k].unsqueeze(-1) * chosen, dim=0) / torch.sum(values[k])
+        values, pixels = best_pixels(scores[:, k].reshape(-1), h * w // 8)
+        prototypes[k] = torch.sum(values.unsqueeze(-1) * flat[pixels], dim=0) / torch.sum(values)
     return labels, F.normalize(prototypes, dim=-1)
+
+
+def best_pixels(scores, number):
+    """The `number` largest of scores (P,) and where they are; of equal ones the first.
+
+    Published: torch.topk, which does not say which it takes of equal ones (METHOD 9.7).
+    """
+    values, pixels = torch.sort(scores, descending=True, stable=True)
+    return values[:number], pixels[:number]
 
 
 def nce(features, labels, prototypes):

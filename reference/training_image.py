@@ -31,8 +31,8 @@ def resize_long(image, low, high):
     """Resize a PIL image, bicubic, so that its long side is a whole number drawn from low..high."""
     target = random.randint(low, high)
     width, height = image.size
-    scale = target / max(width, height)
-    size = int(round(width * scale)), int(round(height * scale))
+    long = max(width, height)
+    size = int(round(width * target / long)), int(round(height * target / long))
     return image.resize(size, resample=Image.Resampling.BICUBIC)
 
 

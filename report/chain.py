@@ -56,9 +56,15 @@ class Machine:
     threads: object = None
     num_workers: object = None
 
-    def flags(self, network):
-        """The arguments of a step. network: whether it runs one; only such a step takes all three, and 'auto'."""
-        values = vars(self) if network else {'num_workers': self.num_workers if self.num_workers != 'auto' else None}
+    def flags(self, script):
+        """The arguments of a step that runs `script`. One without a network takes no threads, nor 'auto' workers."""
+        values = dict(vars(self))
+        if script not in NETWORK_SCRIPTS:
+            values['threads'] = None
+            if values['num_workers'] == 'auto':
+                values['num_workers'] = None
+            if script != 'aff_prepare.py':  # its CRF runs on a GPU too
+                values['device'] = None
         return tuple(text for name, value in values.items() if value is not None for text in (f'--{name}', str(value)))
 
 
@@ -98,7 +104,7 @@ def completed(step, extra, shared, machine):
     """A step with the arguments that `chain` adds to it."""
     network = step.argv[0] in NETWORK_SCRIPTS
     argv = (*step.argv, *(shared if network else ()), *map(str, extra))
-    return replace(step, argv=argv, machine=machine.flags(network))
+    return replace(step, argv=argv, machine=machine.flags(step.argv[0]))
 
 
 def training_lists(paths, val=True):

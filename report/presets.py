@@ -8,7 +8,8 @@ class Preset:
 
     name: of the preset. weights: the backbone that Steps 1 and 3 start from. images: {split: number of images} of a
     data set that is made. background: {recipe: background score of its seeds, and of the random walk}. experiment: Step
-    3's. alphas: the background exponents of aff_prepare.py. All others: arguments of the script of that name.
+    3's. alphas: the background exponents of aff_prepare.py. view2_size: side of Step 1's second view, for recipes that
+    have one. All others: arguments of the script of that name.
     """
     name: str
     weights: str
@@ -16,6 +17,7 @@ class Preset:
     background: dict
     experiment: str
     alphas: tuple
+    view2_size: int
     contrast_train: tuple
     contrast_infer: tuple
     aff_train: tuple
@@ -27,6 +29,10 @@ class Preset:
         """Arguments of toy/make.py: the numbers of images."""
         return [text for split, count in self.images.items() for text in (f'--{split}', count)]
 
+    def training(self, recipe):
+        """Arguments of contrast_train.py for a tool.recipes.Recipe."""
+        return (*self.contrast_train, *(('--view2_size', self.view2_size) if recipe.two_views else ()))
+
     def seeds(self, recipe):
         """Arguments of contrast_infer.py for a tool.recipes.Recipe."""
         return (*self.contrast_infer, '--out_cam_pred_alpha', self.background[recipe.name])
@@ -37,7 +43,7 @@ class Preset:
 
     def extra(self, recipe):
         """{step of report/chain.py: arguments} that bring the recipe's published settings down to this preset's."""
-        found = {'contrast_train': self.contrast_train, 'segmentation_train': self.segmentation_train,
+        found = {'contrast_train': self.training(recipe), 'segmentation_train': self.segmentation_train,
                  'segmentation_test': self.segmentation_test}
         for tail in ('', '_val'):
             found |= {f'contrast_infer{tail}': self.seeds(recipe), f'eval_seeds{tail}': self.fixed_threshold(recipe)}
@@ -57,8 +63,9 @@ TOY = Preset(
     background={'seam': 0.40, 'cam': 0.40, 'eps': 0.20, 'eps_plain': 0.20},
     experiment='SEAM_deeplabv1_resnet38',
     alphas=(1, 8),  # a CAM is background below 0.50 and below 0.20 by them, on both sides of the background score
-    contrast_train=('--crop_size', 112, '--resize_long', 96, 160, '--view2_size', 64, '--batch_size', 8,
-                    '--max_epoches', 6, '--lr', 0.01, '--momentum', 0.9, '--picture_every', 0),
+    view2_size=64,
+    contrast_train=('--crop_size', 112, '--resize_long', 96, 160, '--batch_size', 8, '--max_epoches', 6, '--lr', 0.01,
+                    '--momentum', 0.9, '--picture_every', 0),
     contrast_infer=('--scales', 1, 1.5),
     aff_train=('--crop_size', 96, '--batch_size', 8, '--max_epoches', 8, '--lr', 0.01, '--momentum', 0.9,
                '--picture_every', 0),

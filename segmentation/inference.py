@@ -38,11 +38,12 @@ def logits(net, scaled, size, config, device, amp):
 
 
 def segment(net, dataset, config, output, device, args):
-    """Predict a data.segmentation.ScaledImages: the network in this process, CRF and writing in worker processes.
+    """Predict a data.segmentation.ScaledImages: the network here, CRF and writing in worker processes behind it, or
+    here too where the CRF runs on a GPU.
 
     output: segmentation.predictions.Output. args: flags with num_workers and amp.
     """
-    with WorkerPool(args.num_workers) as workers:
+    with WorkerPool(output.engine.workers(args.num_workers)) as workers:
         for item in progress(single_items(dataset, min(LOADERS, args.num_workers), device), 'segment', len(dataset)):
             single, multi = logits(net, item['scaled'], item['pixels'].shape[:2], config, device, args.amp)
             scores = {'single': single, 'multi': multi} if 'single' in output.folders else {'multi': multi}

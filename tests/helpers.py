@@ -32,6 +32,12 @@ def filled(net_class, *args, **options):
     return net
 
 
+def take_ties_as_published(monkeypatch, module):
+    """Let best_pixels of tool.contrast or reference.contrast_loss choose among equal scores as the published code did
+    when the golden files were measured: by torch.topk on a CPU. Here the first count (METHOD 9.7)."""
+    monkeypatch.setattr(module, 'best_pixels', lambda scores, k: torch.topk(scores, k, dim=-1))
+
+
 def script(name):
     """The module of a script, for example script('eval') or script('segmentation/experiment/train')."""
     spec = importlib.util.spec_from_file_location(f'script_{name.replace("/", "_")}', REPO / f'{name}.py')

@@ -1,6 +1,9 @@
 """EPS: networks and saliency loss against the published ones, its terms, its data, and its commands from end to end."""
+import dataclasses
 import json
+import math
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -24,10 +27,12 @@ from golden.fill import fill_state_dict
 from network import resnet38_eps, resnet38_eps_contrast, weights
 from tool import contrast, eps, seam
 from tool.cam import EPSILON, View, resize
+from tool.recipes import RECIPES
 from voc12.classes import VOC
 
 CHANNELS = VOC.num_classes
 PLAIN_TERMS = ('cls', 'saliency')
+TWO_VIEWS = ('--view2_size', 32)
 PCM_TERMS = ('saliency_rv', 'rvmin', 'er', 'ecr')
 
 
@@ -123,6 +128,59 @@ def test_explained_maps_are_the_published_ones(saliency_case):
     assert_close(1 - background, torch.from_numpy(case['bg_map']), 1e-5)  # published: inverted
 
 
+@pytest.fixture
+def ecr_case():
+    """(view 1, view 2, target, golden file) of EPS + PPC; the maps collect gradients."""
+    case = golden('eps_ecr.npz')
+    views = [View(*(background_first(case[f'{name}{number}']).requires_grad_() for name in ('cam', 'cam_rv')), None,
+                  (8 * side, 8 * side)) for number, side in ((1, 24), (2, 16))]
+    label = torch.from_numpy(case['label'])
+    return *views, seam.Target(label, seam.present_channels(label), torch.from_numpy(case['saliency'])), case
+
+
+def test_er_and_ecr_and_their_gradients_are_the_published_ones(ecr_case):
+    view1, view2, target, case = ecr_case
+    terms = eps.losses(view1, view2, target, tau=0.4, alpha=0.5)
+    for name, maps in (('er', {'cam1': view1.cam, 'cam2': view2.cam}),
+                       ('ecr', {'cam_rv1': view1.revised, 'cam_rv2': view2.revised})):
+        assert terms[name].item() == pytest.approx(case[f'loss_{name}'].item(), rel=1e-5), name
+        gradients = torch.autograd.grad(terms[name], maps.values(), retain_graph=True)
+        for key, gradient in zip(maps, gradients):
+            assert_close(gradient, background_first(case[f'grad_{name}_{key}']), 1e-5)
+
+
+def test_the_target_of_seam_is_another(ecr_case):
+    view1, view2, target, case = ecr_case
+    published, seams = (eps.losses(view1, view2, target, 0.4, 0.5, name) for name in ('published', 'seam'))
+    assert seams['ecr'].item() == pytest.approx(seam.losses(*map(eps.at_feature_size, (view1, view2)),
+                                                            target)['ecr'].item())
+    assert abs(seams['ecr'].item() - case['loss_ecr']) > 0.01
+    assert all(torch.equal(published[name], seams[name]) for name in published if name != 'ecr')
+
+
+def test_in_the_published_target_background_and_classes_compete_and_the_first_class_is_spared():
+    # Three pixels; the image has the classes 0 and 4. Each channel's values are those of the three pixels.
+    present = seam.present_channels(torch.eye(VOC.num_foreground)[[0]] + torch.eye(VOC.num_foreground)[[4]])
+    foreground = torch.tensor([[0.1, 0.8, 0.3], [0.2, 0.3, 0.7]]).view(1, 2, 1, 3)
+    target = eps.published_ecr_target(foreground, present)[0, :, 0]
+    torch.testing.assert_close(target, torch.tensor([[0.8, 0., 0.], [0.1, 0.8, 0.3], [0., 0.3, 0.7]]))
+    # Without the first class, a class beats the background or is cleared.
+    present = seam.present_channels(torch.eye(VOC.num_foreground)[[3]] + torch.eye(VOC.num_foreground)[[4]])
+    target = eps.published_ecr_target(foreground, present)[0, :, 0]
+    torch.testing.assert_close(target, torch.tensor([[0.8, 0., 0.], [0., 0.8, 0.], [0., 0., 0.7]]))
+
+
+def test_saliency_loss_of_view_2_and_its_gradient_are_the_published_ones(ecr_case):
+    _, view2, target, case = ecr_case
+    loss = eps.saliency_loss(view2.cam, eps.view_saliency(target.saliency, view2), target.present, tau=0.4, alpha=0.5)
+    gradient, = torch.autograd.grad(loss, view2.cam)
+    assert loss.item() == pytest.approx(case['loss_sal_view2'].item(), rel=1e-5)
+    assert_close(gradient, background_first(case['grad_sal_cam2']), 1e-5)
+    # Straight to the map, without view 2's size between, it samples elsewhere.
+    straight = eps.saliency_loss(view2.cam, target.saliency, target.present, tau=0.4, alpha=0.5)
+    assert abs(straight.item() - case['loss_sal_view2']) > 1e-3
+
+
 def test_tau_and_alpha_change_the_saliency_loss(saliency_case):
     cam, saliency, present, _ = saliency_case
     foreground, _ = eps.explained(cam, F.interpolate(saliency, cam.shape[2:]), present, tau=1.)
@@ -143,7 +201,7 @@ def step():
     return *views, seam.Target(label, seam.present_channels(label), saliency)
 
 
-def all_channels(view1, view2, label):
+def all_channels(view1, view2, label, ecr_target):
     """METHOD 3.2, 3.3 and 8.2 in their own words, on all channels: rvmin, er, ecr of EPS."""
     allowed = torch.cat([torch.ones(len(label), 1), label], 1)[:, :, None, None]
     size = view2.cam.shape[2:]
@@ -156,8 +214,10 @@ def all_channels(view1, view2, label):
     def one_hot(a):
         a = a.clone()
         a[:, 0] = 1 - a[:, 1:].amax(1)
-        winner = a[:, 1:].amax(1, keepdim=True)
-        return torch.cat([a[:, :1], torch.where(a[:, 1:] < winner, 0., a[:, 1:])], 1)
+        compete = list(range(1, CHANNELS)) if ecr_target == 'seam' else [0, *range(2, CHANNELS)]
+        winner = a[:, compete].amax(1, keepdim=True)
+        a[:, compete] = torch.where(a[:, compete] < winner, 0., a[:, compete])
+        return a
 
     def rvmin(revised):
         lowest = (revised * allowed)[:, 1:].amax(1).flatten(1)
@@ -169,25 +229,37 @@ def all_channels(view1, view2, label):
             'ecr': sum((one_hot(a) - r).abs().flatten(1).topk(k).values.mean() for a, r in ((a2, r1), (a1, r2)))}
 
 
-def test_terms_are_those_of_the_method(step):
+@pytest.mark.parametrize('ecr_target', ['published', 'seam'])
+def test_terms_are_those_of_the_method(step, ecr_target):
     view1, view2, target = step
-    terms = eps.losses(view1, view2, target, tau=0.4, alpha=0.5)
-    for name, value in all_channels(view1, view2, target.label).items():
+    terms = eps.losses(view1, view2, target, 0.4, 0.5, ecr_target)
+    for name, value in all_channels(view1, view2, target.label, ecr_target).items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6, msg=name)
     cls = [F.multilabel_soft_margin_loss(view.cam.mean((2, 3))[:, 1:], target.label) for view in (view1, view2)]
     torch.testing.assert_close(terms['cls'], sum(cls) / 2)
     for name, pair in (('saliency', (view1.cam, view2.cam)), ('saliency_rv', (view1.revised, view2.revised))):
-        both = [eps.saliency_loss(maps, target.saliency, target.present, 0.4, 0.5) for maps in pair]
+        saliency = target.saliency, resize(target.saliency, view2.size)
+        both = [eps.saliency_loss(maps, seen, target.present, 0.4, 0.5) for maps, seen in zip(pair, saliency)]
         torch.testing.assert_close(terms[name], sum(both) / 2)
 
 
-def test_plain_eps_has_the_terms_that_need_no_revised_cam(step):
+def test_plain_eps_has_the_terms_that_need_no_revised_cam_of_one_view(step):
+    view1, _, target = step
+    plain = RECIPES['eps_plain'].loss_terms(view1._replace(revised=None), None, target)
+    assert plain.keys() == {*PLAIN_TERMS}
+    cls = F.multilabel_soft_margin_loss(view1.cam.mean((2, 3))[:, 1:], target.label)
+    torch.testing.assert_close(plain['cls'], cls)
+    assert plain['saliency'] == eps.saliency_loss(view1.cam, target.saliency, target.present, 0.4, 0.5)
+
+
+def test_without_the_terms_that_need_a_pcm_eps_keeps_its_two_views(step):
     view1, view2, target = step
     whole = eps.losses(view1, view2, target, 0.4, 0.5)
-    plain = eps.plain_losses(*(view._replace(revised=None) for view in (view1, view2)), target, 0.4, 0.5)
+    recipe = dataclasses.replace(RECIPES['eps'], weights=dict.fromkeys(PLAIN_TERMS, 1.))
+    plain = recipe.loss_terms(*(view._replace(revised=None) for view in (view1, view2)), target)
+    assert plain.keys() == {*PLAIN_TERMS}
     for name in PLAIN_TERMS:
-        assert plain[name] == whole[name], name
-    assert not plain.keys() & {*PCM_TERMS, *contrast.TERMS}
+        torch.testing.assert_close(plain[name], whole[name])
 
 
 # ---------------------------------------------------------------- inference
@@ -235,6 +307,25 @@ def test_saliency_keeps_its_values_and_is_zero_outside():
         inside = image.abs().sum(0) > 1e-5
         assert saliency[0][inside].unique().tolist() == [200]  # ColorJitter would have changed it
         assert inside.any() and not saliency[0][~inside].any()
+
+
+def sides(width, height, target):
+    """(H, W) to which RandomLongSide resizes a photo if it draws `target` as the long side."""
+    photo = torch.empty(3, height, width, device='meta')
+    return tuple(transforms.RandomLongSide(target, target).make_params([photo])['size'])
+
+
+def test_the_short_side_is_multiplied_before_it_is_divided():
+    targets = range(448, 769)
+    exact = [(math.floor(Fraction(375 * target, 500)), Fraction(375 * target, 500) % 1) for target in targets]
+    halves = [index for index, (_, rest) in enumerate(exact) if rest == Fraction(1, 2)]
+    assert len(halves) == 80
+    for index in halves:
+        whole = exact[index][0]
+        assert sides(500, 375, targets[index]) == (whole + whole % 2, targets[index])  # a half goes to the even side
+    assert [sides(375, 500, target)[1] for target in targets] == [sides(500, 375, target)[0] for target in targets]
+    # A ratio computed first sends some of the halves to the other side.
+    assert sum(round(375 * (target / 500)) != round(375 * target / 500) for target in targets) == 6
 
 
 def test_saliency_does_not_change_what_happens_to_the_image():
@@ -311,7 +402,7 @@ def train(toy, session, *flags):
              '--train_list', toy.train, '--val_list', '', '--session_name', session,
              '--tblog_dir', session.parent / 'tb', '--num_workers', 0, '--device', 'cpu',
              '--saliency_dir', toy.saliency, '--batch_size', 4, '--max_epoches', 1, '--crop_size', 64,
-             '--resize_long', 64, 96, '--view2_size', 32, '--picture_every', 0, *flags)
+             '--resize_long', 64, 96, '--picture_every', 0, *flags)
     return read_loss_log(session.with_name(session.name + '.losses.jsonl'))
 
 
@@ -329,7 +420,7 @@ def same_cams(first, second):
 
 def test_eps_with_contrast_trains_and_makes_seeds_and_its_layouts_are_the_same_network(toy, tmp_path):
     session, baseline = tmp_path / 'run', ('--baseline', 'eps')
-    rows = train(toy, session, *baseline, '--save_layout', 'published')
+    rows = train(toy, session, *baseline, *TWO_VIEWS, '--save_layout', 'published')
     assert len(rows) == 3
     for name in (*PLAIN_TERMS, *PCM_TERMS, *contrast.TERMS):
         assert all(row[name] >= 0 for row in rows), name
@@ -362,6 +453,20 @@ def test_plain_eps_trains_and_makes_seeds_and_its_published_layout_must_be_named
     cams = infer(toy, tmp_path / 'run.pth', tmp_path, *plain)
     assert same_cams(cams, infer(toy, tmp_path / 'published.pth', tmp_path / 'published', *plain, '--background_last'))
     assert not same_cams(cams, infer(toy, tmp_path / 'published.pth', tmp_path / 'wrong', *plain))
+
+
+def test_plain_eps_never_makes_a_second_view(toy, tmp_path, monkeypatch):
+    seen, view = [], resnet38_eps.Net.view
+    monkeypatch.setattr(resnet38_eps.Net, 'view', lambda net, x, parts: seen.append(x.shape) or view(net, x, parts))
+    train(toy, tmp_path / 'run', '--baseline', 'eps_plain')
+    assert seen == [(4, 3, 64, 64)] * 3  # one forward pass of the crop a step
+
+
+def test_the_ecr_target_of_the_flag_is_the_one_that_trains(toy, tmp_path):
+    rows = {name: train(toy, tmp_path / name, '--baseline', 'eps', *TWO_VIEWS, *flags)
+            for name, flags in {'published': (), 'seam': ('--ecr_target', 'seam')}.items()}
+    assert rows['seam'][0]['ecr'] != rows['published'][0]['ecr']
+    assert rows['seam'][0]['er'] == rows['published'][0]['er']  # the same images and weights in the first step
 
 
 def test_the_larger_alpha_the_less_background_in_the_pseudo_masks(tmp_path):

@@ -150,6 +150,17 @@ def test_a_chain_is_printed_without_waiting_for_torch(argv):
     assert 'torch' not in loaded
 
 
+@pytest.mark.parametrize('path', [*REPO.glob('*.md'), *REPO.glob('docs/*.md'), REPO / 'tests/golden/README.md'],
+                         ids=lambda path: str(path.relative_to(REPO)))
+def test_lines_of_text_have_at_most_120_columns(path):
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        assert len(line) <= 120 or line.startswith('|'), f'line {number}'  # rows of tables cannot be wrapped
+
+
+def test_the_readme_stays_short():
+    assert len((REPO / 'README.md').read_text(encoding='utf-8').splitlines()) < 300
+
+
 def headings():
     """The numbers of the headings in docs/METHOD.md: '3', '3.4'."""
     text = (REPO / 'docs' / 'METHOD.md').read_text(encoding='utf-8')

@@ -99,6 +99,8 @@ def test_losses_see_only_what_the_recipe_needs_and_give_its_terms(recipe, off):
     views = [View(maps(VOC.num_classes, side), maps(VOC.num_classes, side) if PCM in recipe.needs else None,
                   maps(8, side).relu() if PROJECTION in recipe.needs else None, (8 * side, 8 * side))
              for side in (7, 4)]
+    if not recipe.two_views:
+        views[1] = None
     saliency = torch.rand(2, 1, 56, 56, generator=generator) if recipe.saliency else None
     terms = recipe.loss_terms(*views, seam.Target(label, seam.present_channels(label), saliency))
     assert terms.keys() == set(recipe.terms)
@@ -127,17 +129,17 @@ def chosen(name, baseline):
 
 @pytest.mark.parametrize('baseline, expected', [
     ('seam', {'network': 'network.resnet38_contrast', 'max_epoches': 8, 'bg_threshold': 0.20, 'temperature': 0.1,
-              'prototype_fraction': 1 / 8, 'tau': None, 'alpha': None, 'save_layout': None, 'w_saliency': None,
-              'w_intra': 0.1}),
+              'view2_size': 128, 'ecr_target': None, 'prototype_fraction': 1 / 8, 'tau': None, 'alpha': None,
+              'save_layout': None, 'w_saliency': None, 'w_intra': 0.1}),
     ('eps', {'network': 'network.resnet38_eps_contrast', 'max_epoches': 15, 'bg_threshold': 0.10, 'temperature': 0.1,
              'prototype_fraction': 1 / 16, 'saliency_dir': 'd', 'tau': 0.4, 'alpha': 0.5, 'save_layout': 'ours',
-             'w_saliency': 1, 'w_intra': 0.1}),
+             'view2_size': 128, 'ecr_target': 'published', 'w_saliency': 1, 'w_intra': 0.1}),
     ('eps_plain', {'network': 'network.resnet38_eps', 'max_epoches': 15, 'bg_threshold': None, 'temperature': None,
                    'prototype_fraction': None, 'saliency_dir': 'd', 'tau': 0.4, 'alpha': 0.5, 'save_layout': 'ours',
-                   'w_saliency': 1, 'w_intra': None}),
+                   'view2_size': None, 'ecr_target': None, 'w_saliency': 1, 'w_intra': None}),
     ('cam', {'network': 'network.resnet38_contrast', 'max_epoches': 8, 'bg_threshold': None, 'temperature': None,
              'prototype_fraction': None, 'tau': None, 'alpha': None, 'save_layout': None, 'w_cls': 1, 'w_er': None,
-             'w_intra': None})])
+             'view2_size': 128, 'ecr_target': None, 'w_intra': None})])
 def test_flags_that_are_not_given_have_the_baselines_training_values(baseline, expected):
     args, recipe = parse('contrast_train', *chosen('contrast_train', baseline))
     for name, value in expected.items():
@@ -203,6 +205,8 @@ def test_a_weight_of_zero_may_be_given_to_every_baseline(recipe):
     ('contrast_train', ['--baseline', 'seam', '--tau', 0.4], '--tau'),
     ('contrast_train', ['--save_layout', 'published'], '--save_layout'),
     ('contrast_train', ['--w_saliency', 1], '--w_saliency'),
+    ('contrast_train', ['--ecr_target', 'seam'], '--ecr_target'),
+    ('contrast_train', ['--baseline', 'eps_plain', '--saliency_dir', 's', '--view2_size', 128], '--view2_size'),
     ('contrast_train', ['--baseline', 'eps'], '--saliency_dir'),
     ('contrast_train', ['--baseline', 'eps_plain', '--saliency_dir', 's', '--w_intra', 0.1], '--w_intra'),
     ('contrast_train', ['--baseline', 'cam', '--bg_threshold', 0.2], '--bg_threshold'),
@@ -231,10 +235,14 @@ def train(toy, tmp_path):
 
 
 def training_flags(toy, session):
+    """Flags of a tiny run; those of two views are given TWO_VIEWS as well."""
     return ['--weights', toy.backbone, '--voc12_root', toy.root, '--cls_labels', toy.labels, '--train_list', toy.train,
             '--val_list', '', '--session_name', session, '--tblog_dir', f'{session}.tb', '--num_workers', 0,
             '--device', 'cpu', '--batch_size', 4, '--max_epoches', 1, '--crop_size', 48, '--resize_long', 40, 64,
-            '--view2_size', 32, '--picture_every', 2, '--lr', 0.05]
+            '--picture_every', 2, '--lr', 0.05]
+
+
+TWO_VIEWS = ('--view2_size', 32)
 
 
 def inference_flags(toy, weights, out):
@@ -246,7 +254,7 @@ def inference_flags(toy, weights, out):
 @pytest.mark.parametrize('recipe', ON_RESNET38, ids=lambda recipe: recipe.name)
 def test_every_recipe_trains_and_makes_seeds(recipe, toy, train, tmp_path):
     saliency = ['--saliency_dir', toy.saliency] if recipe.saliency else []
-    rows = train('--baseline', recipe.name, *saliency)
+    rows = train('--baseline', recipe.name, *saliency, *(TWO_VIEWS if recipe.two_views else ()))
     assert [row['step'] for row in rows] == [0, 1, 2]
     for row in rows:
         assert row['loss'] == pytest.approx(sum(recipe.weights[name] * row[name] for name in recipe.terms), rel=1e-5)
@@ -264,8 +272,9 @@ def test_every_recipe_trains_and_makes_seeds(recipe, toy, train, tmp_path):
 
 
 def test_plain_cam_is_seam_with_classification_alone(toy, train, tmp_path):
-    train('--baseline', 'cam')
-    train('--baseline', 'seam', *(f'--w_{name}=0' for name in SEAM_WEIGHTS if name != 'cls'), session=tmp_path / 'seam')
+    train('--baseline', 'cam', *TWO_VIEWS)
+    train('--baseline', 'seam', *TWO_VIEWS, *(f'--w_{name}=0' for name in SEAM_WEIGHTS if name != 'cls'),
+          session=tmp_path / 'seam')
     assert (tmp_path / 'run.losses.jsonl').read_bytes() == (tmp_path / 'seam.losses.jsonl').read_bytes()
     cam, other = (torch.load(tmp_path / f'{name}.pth', weights_only=True) for name in ('run', 'seam'))
     assert cam.keys() == other.keys() and all(torch.equal(cam[key], other[key]) for key in cam)
@@ -298,7 +307,7 @@ def test_training_a_network_that_lacks_a_part_is_refused_until_the_terms_are_off
     assert not (tmp_path / 'run.json').exists()
     way_out = re.findall(r'--w_\w+ 0', message)
     assert set(way_out) >= {f'--w_{name} 0' for name in terms}
-    rows = train('--network', network, *(word for flag in way_out for word in flag.split()))
+    rows = train('--network', network, *TWO_VIEWS, *(word for flag in way_out for word in flag.split()))
     for name in SEAM_WEIGHTS:
         assert (name in rows[0]) == (name not in terms), name
 

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from PIL import Image
 
 from data.lists import save_list
 from data.masks import read_mask, save_mask
-from data.segmentation import Augmentation, ScaledImages, shift_hsv
+from data.segmentation import Augmentation, ScaledImages, at_scale, rescale, shift_hsv
 from data.transforms import normalise
 from engine.crf_workers import refine_segmentation
 from engine.errors import UserError
@@ -28,6 +29,7 @@ from engine.files import REPO
 from engine.loss_log import read_loss_log
 from network import deeplab
 from network.resnet38d import ResNet38
+from reference import resize
 from segmentation import inference, preflight, server_archive
 from segmentation.experiment import config as configs
 from segmentation.losses import segmentation_loss
@@ -118,6 +120,34 @@ def test_augmentation_keeps_image_and_mask_together():
     assert min(agree) > 0.85  # what is left is blur along the edges
     torch.manual_seed(9)
     assert torch.equal(augment(image, mask)[0], out)
+
+
+# At odd sizes and at these factors the exact factor and the rounded size sample at different places.
+FACTORS = 0.5, 0.6137, 0.75, 1.25, 1.5, 1.75
+
+
+@pytest.mark.parametrize('factor', FACTORS)
+def test_image_and_mask_are_resized_by_the_exact_factor(factor):
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (23, 31, 3)).astype(np.uint8), rng.integers(0, 256, (23, 31)).astype(np.uint8)
+    resized, labels = rescale(image, mask, factor)
+    np.testing.assert_array_equal(labels, resize.nearest(mask, factor))
+    exact = resize.bicubic(image.astype(float), factor).clip(0, 255)
+    assert np.abs(resized - exact).max() < 1  # OpenCV computes in whole numbers
+
+
+@pytest.mark.parametrize('factor', FACTORS)
+def test_a_test_image_is_resized_by_the_exact_factor(factor):
+    image = np.random.default_rng(0).standard_normal((23, 31, 3)).astype(np.float32)
+    ours, plain = at_scale(image, factor).permute(1, 2, 0).numpy(), resize.bicubic(image, factor)
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+    rounded = cv2.resize(image, plain.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    assert np.abs(rounded - plain).max() > 0.1
+
+
+def test_a_side_that_a_factor_leaves_nothing_of_keeps_a_pixel():
+    resized, labels = rescale(np.zeros((1, 40, 3), np.uint8), np.zeros((1, 40), np.uint8), 0.4)
+    assert resized.shape == (1, 16, 3) and labels.shape == (1, 16)
 
 
 def test_hue_goes_round_its_circle_saturation_and_value_are_clipped():
@@ -263,6 +293,13 @@ def test_training_lowers_the_loss(trained):
     losses = losses_of(trained)
     assert len(losses) == 40
     assert losses[-1] < losses[0]
+
+
+def test_the_learning_rate_falls_as_if_there_were_one_step_more(trained):
+    state = torch.load(trained.with_suffix('.ckpt'), weights_only=True)
+    assert state['step'] == 40
+    pretrained, new = (group['lr'] for group in state['optimizer']['param_groups'] if group['weight_decay'])
+    assert (pretrained, new) == pytest.approx((0.001 * (1 / 41) ** 0.9, 0.01 * (1 / 41) ** 0.9))
 
 
 @pytest.mark.long

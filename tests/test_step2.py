@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import GOLDEN, assert_refused, filled, golden, run_main, run_script, tree_bytes
 from PIL import Image
 
@@ -19,11 +20,12 @@ from data.crop import CropWindow, centre
 from data.lists import read_list
 from data.masks import read_mask
 from data.probabilities import check_alphas, read_probabilities, save_probabilities
-from data.transforms import denormalise, random_offset
-from engine.crf_workers import WalkSettings, write_pseudo_mask
+from data.transforms import denormalise, random_offset, to_normalised
+from engine.crf_workers import WalkSettings, refine_walked_as_published, write_pseudo_mask
 from engine.errors import UserError
 from engine.files import REPO, read_npy, save_npy
 from network.resnet38_aff import Net
+from reference.crf import walked_crf
 from tool import crf
 from tool.metrics import IGNORE
 from voc12.classes import VOC
@@ -215,6 +217,22 @@ def test_every_flag_of_aff_infer_changes_the_masks(toy, chain, tmp_path):
     assert base not in (alpha, refined)
     assert masks('alpha 3', '--bg', 'alpha', '--alpha', 3) not in (base, alpha)
     assert masks('crf_iters', '--crf', '--crf_iters', 1) not in (base, refined)
+    assert masks('deeplab', '--crf', '--crf_setting', 'deeplab', '--crf_iters', 10) == refined
+    published = masks('published', '--crf', '--crf_setting', 'published')
+    assert published not in (base, refined)
+    assert masks('published 1', '--crf', '--crf_setting', 'published', '--crf_iters', 1) == published
+
+
+def test_the_published_crf_of_the_walk_is_the_one_that_is_commented_out():
+    """Against all 21 labels carried, on the padded image; the photo has 45×51 pixels and three labels."""
+    rng = np.random.default_rng(0)
+    image, walked = rng.integers(0, 256, (45, 51, 3)).astype(np.uint8), rng.random((3, 6, 7), np.float32) / 2
+    ours = refine_walked_as_published(image, walked, None, VOC.num_classes)
+    scores = np.zeros((VOC.num_classes, 48, 56), np.float32)
+    scores[[0, 3, 7]] = F.interpolate(torch.from_numpy(walked)[None], (48, 56), mode='bilinear')[0].numpy()
+    normalised = F.pad(to_normalised()(Image.fromarray(image)), (0, 5, 0, 3))
+    full = walked_crf(normalised.permute(1, 2, 0).numpy(), scores)[:, :45, :51]
+    np.testing.assert_allclose(ours, full[[0, 3, 7]], atol=1e-4)
 
 
 def test_without_steps_the_walk_leaves_the_pooled_cams(toy, chain, tmp_path):
@@ -235,7 +253,7 @@ def test_walked_cams_of_an_odd_size_are_not_diluted_at_the_border(tmp_path):
     image, affinity = np.zeros((45, 51, 3), np.uint8), rng.random((4, 25), np.float32)
     cams = [np.full((45, 51), 0.9, np.float32), rng.random((45, 51), np.float32)]
     save_cams(tmp_path / 'cam.npy', np.array([3, 7]), cams)
-    settings = WalkSettings(bg=0.5, alpha=6, beta=8, logt=6, crf=False, crf_iters=10, classes=VOC)
+    settings = WalkSettings(bg=0.5, alpha=6, beta=8, logt=6, crf=None, crf_iters=None, classes=VOC)
     paths = {'rw': tmp_path / 'rw.png', 'npy': tmp_path / 'rw.npy'}
     write_pseudo_mask(paths, tmp_path / 'cam.npy', image, affinity, settings)
     walked = read_npy(tmp_path / 'rw.npy')
@@ -288,6 +306,18 @@ def test_validation_uses_the_images_that_have_labels(toy, chain, tmp_path, capsy
     assert 'validation: 12 of the 16 images' in said
     for kind in ('bg', 'fg', 'neg'):
         assert f'val/loss_{kind}' in said
+
+
+def test_both_crf_engines_make_the_same_labels(toy, chain, tmp_path):
+    pytest.importorskip('pydensecrf.densecrf')
+    run_main('aff_prepare', *prepare_argv(toy, chain), '--out_crf', tmp_path, '--crf_engine', 'pydensecrf')
+    for alpha in ('4.00', '24.00'):
+        for i in read_list(toy.train):
+            (labels, ours), (same, theirs) = (read_probabilities(folder / alpha / f'{i}.npy', VOC.num_classes)
+                                              for folder in (chain / 'crf', tmp_path))
+            np.testing.assert_array_equal(labels, same)
+            # 1e-4, and a step of float16 just below 1, 2^-11: the two may round to either side.
+            np.testing.assert_allclose(ours, theirs, atol=6e-4)
 
 
 def test_crops_of_dict_and_array_files_agree(toy, chain, tmp_path):

@@ -241,7 +241,9 @@ def test_every_setting_that_a_checkpoint_lacks_counts_as_its_default(name, basel
     parser, args = parsed(name, baseline)
     settings, before = vars(args), cli.values_before(parser, args)
     weights = {name for name in settings if name.startswith('w_')}  # a term that did not exist had no weight
-    for missing in settings.keys() - checkpoint.UNCHECKED - checkpoint.ADVISED - GIVEN - weights:
+    stated = {field.name for field in cli.recipe_settings('train') if field.metadata['before'] is not None}
+    compared = settings.keys() - checkpoint.UNCHECKED - checkpoint.ADVISED
+    for missing in compared - GIVEN - weights - stated:
         older = json.loads(json.dumps({key: value for key, value in settings.items() if key != missing}))
         checkpoint.check_settings('run.ckpt', older, settings, before)
         with pytest.raises(UserError, match=rf'other settings \({missing} .* -> another\)'):
@@ -257,6 +259,18 @@ def test_the_value_before_a_flag_is_the_one_stated_else_the_baselines_else_the_d
     before = cli.values_before(parser, args)
     assert (before['stated'], before['none'], before['silent']) == (2, None, 3)
     assert (before['max_epoches'], before['batch_size']) == (15, 8)
+
+
+@pytest.mark.parametrize('baseline, target', [('eps', 'seam'), ('eps_plain', None), ('seam', None)])
+def test_a_checkpoint_of_eps_from_before_the_flag_has_the_ecr_target_of_seam(baseline, target):
+    assert cli.values_before(*parsed('contrast_train', baseline))['ecr_target'] == target
+
+
+def test_a_checkpoint_of_plain_eps_on_two_views_does_not_go_on_with_one():
+    parser, args = parsed('contrast_train', 'eps_plain')
+    older = json.loads(json.dumps(vars(args) | {'view2_size': 128}))
+    with pytest.raises(UserError, match='other settings .view2_size 128 -> None.;'):
+        checkpoint.check_settings('run.ckpt', older, vars(args), cli.values_before(parser, args))
 
 
 def test_a_term_that_a_checkpoint_does_not_know_had_no_weight():
@@ -362,13 +376,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_terms(command, tm
 IMAGES = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))  # four batches of two; one is left out
 
 
-def make_run(folder, *flags):
-    """A Run of a net with one layer: learning rates 0.1 and 0.2, two epochs of four steps."""
+def make_run(folder, *flags, **options):
+    """A Run of a net with one layer: learning rates 0.1 and 0.2, two epochs of four steps. options: of Run."""
     net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD([{'params': net.weight, 'lr': 0.1}, {'params': net.bias, 'lr': 0.2}], momentum=0.9)
     args = run_flags(folder, '--log_every', 1, '--save_every', 3, *flags)
     return Run(folder / 'run', net, optimizer, device=torch.device('cpu'), args=args, before={}, images=len(IMAGES),
-               batch_size=2, epochs=2)
+               batch_size=2, epochs=2, **options)
 
 
 def step_of(run, batch):
@@ -384,6 +398,15 @@ def test_the_schedule_is_polynomial(tmp_path):
         assert (run.epoch, len(batch)) == (run.step // 4, 2)
         step_of(run, batch)
     assert run.step == 8 and run.optimizer.param_groups[0]['lr'] == 0.
+    run.finish()
+
+
+def test_a_schedule_longer_than_the_run_ends_above_zero(tmp_path):
+    run = make_run(tmp_path, schedule_steps=9)
+    for batch in run.batches(IMAGES):
+        assert run.optimizer.param_groups[0]['lr'] == pytest.approx(0.1 * (1 - run.step / 9) ** 0.9)
+        step_of(run, batch)
+    assert run.step == 8
     run.finish()
 
 

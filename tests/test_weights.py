@@ -260,11 +260,16 @@ def test_a_network_for_another_step_is_refused(name, method):
         weights.build_net(name, {}, method)
 
 
-def test_a_bug_inside_a_network_is_no_users_mistake(tmp_path, monkeypatch):
-    (tmp_path / 'broken_network.py').write_text('import a_package_that_is_not_there\n')
+@pytest.mark.parametrize('text, message', [
+    ('import a_package_that_is_not_there', "cannot be imported \\(No module named 'a_package_that_is_not_there'\\)"),
+    ('from torch import no_such_name', "cannot be imported \\(cannot import name 'no_such_name'"),
+    ('x = 1\nclass Net(', 'cannot be imported \\(.*own_network.*py line 2: ')], ids=['module', 'name', 'syntax'])
+def test_what_is_wrong_inside_a_network_of_ones_own_is_said(tmp_path, monkeypatch, request, text, message):
+    name = f'own_network_{request.node.callspec.id}'  # another each time: Python keeps what it has imported
+    (tmp_path / f'{name}.py').write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError):
-        weights.build_net('broken_network', {}, 'cams')
+    with pytest.raises(UserError, match=message):
+        weights.build_net(name, {}, 'cams')
 
 
 # ---------------------------------------------------------------- the published EPS layout

@@ -37,7 +37,7 @@ def pseudo_labels(revised, label, bg_threshold):
     values, only classes of the image-level label and background.
     """
     scores = score_norm(revised)
-    scores[:, 0] = bg_threshold  # a constant, so the background's top-k are ties: as published (METHOD 9.7)
+    scores[:, 0] = bg_threshold  # a constant, so all pixels tie for the background's prototype (METHOD 9.7)
     allowed = F.pad(label, (1, 0), value=1.)[:, :, None, None]
     return scores, (scores * allowed).softmax(1).argmax(1)
 
@@ -49,10 +49,19 @@ def prototypes(scores, features, k):
     scores (N, C, h, w), features (N, D, h, w) → (C, D), L2-normalised. As published, classes that no image carries
     get a prototype too (METHOD 9.3): it serves as a negative.
     """
-    values, pixels = scores.transpose(0, 1).flatten(1).topk(k, dim=1)               # (C, k)
+    values, pixels = best_pixels(scores.transpose(0, 1).flatten(1), k)              # (C, k)
     chosen = features.permute(0, 2, 3, 1).flatten(0, 2)[pixels]                     # (C, k, D)
     mean = (values[:, :, None] * chosen).sum(1) / values.sum(1, keepdim=True)
     return F.normalize(mean, dim=1)
+
+
+def best_pixels(scores, k):
+    """The k largest of each row of scores (C, P), and where they are: (C, k) each. Of equal scores the first count.
+
+    Published: topk, whose choice among equal scores depends on the device, the version and P (METHOD 9.7).
+    """
+    values, pixels = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], pixels[:, :k]
 
 
 def intra_view(similarity, labels):

@@ -1,4 +1,4 @@
-"""EPS: losses supervised by saliency maps (METHOD 8.1, 8.2) and its CAMs at inference (METHOD 4.4).
+"""EPS: losses supervised by saliency maps (METHOD 8.1 to 8.3) and its CAMs at inference (METHOD 4.4).
 
 Explicit Pseudo-pixel Supervision, Lee et al., CVPR 2021, with SEAM's regularisation as in the PPC paper. All losses
 look at the network's maps at their own size h×w; nothing is enlarged to the image.
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tool import seam
-from tool.cam import EPSILON, add_unflipped
+from tool.cam import EPSILON, add_unflipped, resize
 
 
 def saliency_loss(cam, saliency, present, tau, alpha):
@@ -36,26 +36,51 @@ def explained(cam, saliency, present, tau):
     return (score * valid).sum(1, keepdim=True), (score * (1 - valid)).sum(1, keepdim=True)
 
 
-def plain_losses(view1, view2, target, tau, alpha):
-    """The named terms of EPS without contrast: {'saliency', 'cls'}, unweighted. METHOD 8.3. Arguments as in losses."""
-    views = [at_feature_size(view) for view in (view1, view2)]
-    saliency = sum(saliency_loss(view.cam, target.saliency, target.present, tau, alpha) for view in views) / 2
-    cls = sum(seam.classification_loss(view.cam, target.label, view.size) for view in views) / 2
-    return {'saliency': saliency, 'cls': cls}
+def view_saliency(saliency, view):
+    """The saliency of view 1's images (N, 1, H, W) as a view shows them: at the view's own size. METHOD 8.1."""
+    return saliency if saliency.shape[2:] == view.size else resize(saliency, view.size)
 
 
-def losses(view1, view2, target, tau, alpha):
+def plain_losses(views, target, tau, alpha):
+    """The named terms of EPS without contrast, {'saliency', 'cls'}, unweighted, averaged over the views. METHOD 8.3.
+
+    views: tool.cam.View of the crop, alone in plain EPS, and perhaps of its smaller copy. Others as in losses.
+    """
+    terms = [{'saliency': saliency_loss(view.cam, view_saliency(target.saliency, view), target.present, tau, alpha),
+              'cls': seam.classification_loss(view.cam, target.label, at_feature_size(view).size)} for view in views]
+    return {name: sum(term[name] for term in terms) / len(views) for name in terms[0]}
+
+
+def losses(view1, view2, target, tau, alpha, ecr_target='published'):
     """EPS's named terms, unweighted: 'saliency', 'saliency_rv' (of the revised CAM), 'cls', 'rvmin', 'er', 'ecr'.
 
     view1, view2: tool.cam.View with revised CAMs; view 2 is a smaller copy of view 1. target: seam.Target with
-    saliency. tau, alpha: fractions, see saliency_loss. er and ecr compare the views at view 2's feature size.
+    saliency. tau, alpha: fractions, see saliency_loss. ecr_target: a key of ECR_TARGETS. er and ecr compare the views
+    at view 2's feature size.
     """
-    view1, view2 = (at_feature_size(view) for view in (view1, view2))
-    out = {name: sum(saliency_loss(maps, target.saliency, target.present, tau, alpha) for maps in pair) / 2
-           for name, pair in (('saliency', (view1.cam, view2.cam)), ('saliency_rv', (view1.revised, view2.revised)))}
-    # Published: in the target of ecr, channel 0 passes for the background, which is last there. Here, as in SEAM, the
-    # winner is taken among the foreground (METHOD 9.8).
-    return out | seam.losses(view1, view2, target)
+    out = {'saliency': 0., 'saliency_rv': 0.}
+    for view in (view1, view2):
+        saliency = view_saliency(target.saliency, view)
+        for name, maps in (('saliency', view.cam), ('saliency_rv', view.revised)):
+            out[name] = out[name] + saliency_loss(maps, saliency, target.present, tau, alpha) / 2
+    return out | seam.losses(at_feature_size(view1), at_feature_size(view2), target, ECR_TARGETS[ecr_target])
+
+
+def published_ecr_target(foreground, present):
+    """The target of ECR as EPS's published code makes it. METHOD 8.2. Arguments and result as in seam.ecr_target.
+
+    The background is 1 − the strongest class. Then, of all channels but the first foreground class of the data set, the
+    background among them, all but the largest are cleared.
+    """
+    maps = torch.cat([1 - foreground.amax(1, keepdim=True), foreground], 1)                        # (N, S, h, w)
+    # Kept as published: the code, written for background first, spares channel 0, which is a class where the background
+    # is last (METHOD 9.8).
+    spared = (present.index == 1)[:, :, None, None]
+    largest = maps.masked_fill(spared, 0.).amax(1, keepdim=True)
+    return torch.where(spared | (maps >= largest), maps, 0.)
+
+
+ECR_TARGETS = {'published': published_ecr_target, 'seam': seam.ecr_target}
 
 
 def at_feature_size(view):

@@ -1,7 +1,7 @@
 """What each baseline minimises: its losses and the contrast, as one dict of named terms. METHOD 3.7, 8.2, 8.3.
 
-Every function takes the two views (tool.cam.View), the batch's tool.seam.Target and the tool.recipes.Recipe with its
-settings, and returns {term: 0-dim tensor}, unweighted.
+Every function takes the two views (tool.cam.View; view 2 is None for a recipe of one view), the batch's
+tool.seam.Target and the tool.recipes.Recipe with its settings, and returns {term: 0-dim tensor}, unweighted.
 """
 from tool import contrast
 from tool import eps as eps_losses
@@ -21,14 +21,16 @@ def seam(view1, view2, target, recipe):
 
 def eps(view1, view2, target, recipe):
     """EPS with SEAM's regularisation and contrast; without revised CAMs, as in seam."""
-    losses = eps_losses.losses if 'pcm' in recipe.needs else eps_losses.plain_losses
-    return (losses(view1, view2, target, recipe.tau, recipe.alpha)
-            | contrast_terms(view1, view2, target, recipe))
+    if 'pcm' in recipe.needs:
+        out = eps_losses.losses(view1, view2, target, recipe.tau, recipe.alpha, recipe.ecr_target)
+    else:
+        out = eps_losses.plain_losses((view1, view2), target, recipe.tau, recipe.alpha)
+    return out | contrast_terms(view1, view2, target, recipe)
 
 
 def eps_plain(view1, view2, target, recipe):
-    """EPS without contrast."""
-    return eps_losses.plain_losses(view1, view2, target, recipe.tau, recipe.alpha)
+    """EPS without contrast, on one view."""
+    return eps_losses.plain_losses((view1,), target, recipe.tau, recipe.alpha)
 
 
 def contrast_terms(view1, view2, target, recipe):

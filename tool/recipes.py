@@ -28,15 +28,16 @@ TERMS = {
 }
 
 
-def setting(help, scripts, kind=float, low=None, high=None, above=None, choices=None, default=None):
+def setting(help, scripts, kind=float, low=None, high=None, above=None, choices=None, before=None, default=None):
     """A field of Recipe that is also a flag of `scripts` ('train', 'infer').
 
     A recipe whose value is None has no such setting, and its flag is refused; '' must be given by the user.
-    kind, low, high (inclusive), above (exclusive), choices: the values that the flag takes.
+    kind, low, high (inclusive), above (exclusive), choices: the values that the flag takes. before: the value that the
+    code had before the flag existed, where that is not the recipe's; see engine.cli.values_before.
     """
     return dataclasses.field(default=default, metadata={
         'help': help, 'scripts': scripts.split(), 'kind': kind, 'low': low, 'high': high, 'above': above,
-        'choices': choices})
+        'choices': choices, 'before': before})
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,21 @@ class Recipe:
     published: dict
     network: str = setting('module whose class Net is trained or run', 'train infer', kind=str)
     max_epoches: int = setting('epochs', 'train', kind=int, low=1)
-    bg_threshold: float = setting('background score of the pseudo labels in the contrast, 0..1', 'train', low=0, high=1)
+    view2_size: int = setting('side of the second view in pixels', 'train', kind=int, low=8, high=16384)
+    bg_threshold: float = setting('background score of the pseudo labels in the contrast, above 0, at most 1', 'train',
+                                  above=0, high=1)
     temperature: float = setting('temperature of the contrast', 'train', above=0)
     prototype_fraction: float = setting(
-        "fraction of one image's pixels: as many are averaged into a prototype, over the whole batch", 'train',
+        "pixels averaged into a prototype, as a fraction of one image's (chosen from the whole batch)", 'train',
         low=0, high=1)
     saliency_dir: str = setting('folder of the saliency maps <id>.png, 8-bit grey', 'train', kind=str)
-    tau: float = setting('a class explains the saliency if more than this fraction of it is salient', 'train',
+    tau: float = setting('a class counts as salient where more than this fraction of its pixels is', 'train',
                          low=0, high=1)
     alpha: float = setting('weight of the foreground, against the background, in the explained saliency', 'train',
                            low=0, high=1)
+    ecr_target: str = setting(
+        "target of ECR: background and classes but the data set's first compete, or the classes alone as in SEAM",
+        'train', kind=str, choices=('published', 'seam'), before='seam')
     save_layout: str = setting('layout of <session>.pth: background first (ours), or last and proj_fc for fc_proj',
                                'train', kind=str, choices=('ours', 'published'))
     map: str = setting('CAMs as the PCM revises them, or as the classifier makes them', 'infer', kind=str,
@@ -82,6 +88,11 @@ class Recipe:
     def saliency(self):
         """Whether the baseline learns from saliency maps, which is extra supervision."""
         return self.saliency_dir is not None
+
+    @property
+    def two_views(self):
+        """Whether training compares two views of each image; a recipe without a second view has the crop alone."""
+        return self.view2_size is not None
 
     @property
     def terms(self):
@@ -100,7 +111,7 @@ class Recipe:
     def loss_terms(self, view1, view2, target):
         """The terms with a weight of a batch, unweighted: {name: 0-dim tensor}.
 
-        view1, view2: tool.cam.View. target: tool.seam.Target.
+        view1, view2: tool.cam.View; view2 is None for a recipe of one view. target: tool.seam.Target.
         """
         return {name: term for name, term in resolve_name(self.losses)(view1, view2, target, self).items()
                 if self.weights.get(name)}
@@ -116,8 +127,8 @@ SEAM = Recipe(
     seed_crf='SEED', affinity=True, experiment='SEAM_deeplabv1_resnet38',
     # Seeds at the best threshold, before a CRF; the median of three runs (Du et al., CVPR 2022).
     published={('seeds', 'train'): 61.5},
-    network='network.resnet38_contrast', max_epoches=8, bg_threshold=0.20, temperature=0.1, prototype_fraction=1 / 8,
-    map='revised', crf_iters=10)
+    network='network.resnet38_contrast', max_epoches=8, view2_size=128, bg_threshold=0.20, temperature=0.1,
+    prototype_fraction=1 / 8, map='revised', crf_iters=10)
 
 CAM = dataclasses.replace(
     SEAM, name='cam', title='plain CAM', losses='tool.objectives:cam', weights={'cls': 1.}, published={},
@@ -131,11 +142,13 @@ EPS = Recipe(
              'cross_prototype': 0.1, 'cross_cam': 0.1, 'intra': 0.1},
     seed_crf='EPS', affinity=False, experiment='EPS_deeplabv2_resnet101',
     published={('seeds', 'train'): 70.5},  # from the README of the published code
-    network='network.resnet38_eps_contrast', max_epoches=15, bg_threshold=0.10, temperature=0.1,
-    prototype_fraction=1 / 16, saliency_dir='', tau=0.4, alpha=0.5, save_layout='ours', crf_iters=5, crf_alpha=8.)
+    network='network.resnet38_eps_contrast', max_epoches=15, view2_size=128, bg_threshold=0.10, temperature=0.1,
+    prototype_fraction=1 / 16, saliency_dir='', tau=0.4, alpha=0.5, ecr_target='published', save_layout='ours',
+    crf_iters=5, crf_alpha=8.)
 
 EPS_PLAIN = dataclasses.replace(
     EPS, name='eps_plain', title='EPS', losses='tool.objectives:eps_plain', weights={'cls': 1., 'saliency': 1.},
-    published={}, network='network.resnet38_eps', bg_threshold=None, temperature=None, prototype_fraction=None)
+    published={}, network='network.resnet38_eps', view2_size=None, bg_threshold=None, temperature=None,
+    prototype_fraction=None, ecr_target=None)
 
 RECIPES = {recipe.name: recipe for recipe in (SEAM, EPS, EPS_PLAIN, CAM)}

@@ -76,18 +76,17 @@ def rvmin_loss(revised):
     """
     # The published code multiplies by the label first, so absent classes contribute 0: the maximum is at least 0.
     strongest = F.relu(revised.max(1).values).flatten(1)
-    lowest = strongest.topk(strongest.shape[1] // 4, largest=False, sorted=False).values
+    lowest = strongest.topk(max(1, strongest.shape[1] // 4), largest=False, sorted=False).values
     return lowest.mean()
 
 
 def cross_regularisation(target, revised, num_channels, fraction=0.2):
-    """ECR of one direction: the mean of the largest `fraction` of |onehot(target) − revised| per image.
+    """ECR of one direction: the mean of the largest `fraction` of |target − revised| per image.
 
-    target (N, S − 1, h, w): normalised foreground CAMs of the other view, no gradient. revised (N, S, h, w):
-    normalised revised CAMs, background first. The fraction is of all num_channels·h·w entries; those of absent
-    channels are zero.
+    target (N, S, h, w): what `ecr_target` makes of the other view's CAMs, no gradient. revised (N, S, h, w): normalised
+    revised CAMs, background first. The fraction is of all num_channels·h·w entries; those of absent channels are zero.
     """
-    difference = (winner_take_all(target.detach()) - revised).abs().flatten(1)
+    difference = (target - revised).abs().flatten(1)
     k = int(num_channels * target.shape[2] * target.shape[3] * fraction)
     if difference.shape[1] > k:
         difference = difference.topk(k, sorted=False).values
@@ -99,10 +98,18 @@ def classification(view1, view2, target):
     return {'cls': sum(classification_loss(view.cam, target.label, view.size) / 2 for view in (view1, view2))}
 
 
-def losses(view1, view2, target):
+def ecr_target(foreground, present):
+    """The target of ECR: normalised CAMs of the present classes (N, S − 1, h, w) → with background (N, S, h, w).
+
+    The background is 1 − the strongest class, and of the classes all but the strongest are cleared. METHOD 3.3.
+    """
+    return winner_take_all(foreground)
+
+
+def losses(view1, view2, target, ecr_target=ecr_target):
     """The named terms of SEAM: {'cls', 'rvmin', 'er', 'ecr'}, unweighted.
 
-    view1, view2: tool.cam.View with revised CAMs. target: Target.
+    view1, view2: tool.cam.View with revised CAMs. target: Target. ecr_target: function of the arguments of ecr_target.
     er and ecr compare the views at view 2's size.
     """
     out = classification(view1, view2, target)
@@ -116,6 +123,7 @@ def losses(view1, view2, target):
     cam1, revised1, cam2, revised2 = normalised
     channels = view1.cam.shape[1]
     out['er'] = (cam1 - cam2).abs().sum() / (len(target.label) * (channels - 1) * math.prod(view2.size))
-    out['ecr'] = (cross_regularisation(cam2, revised1, channels)
-                  + cross_regularisation(cam1, revised2, channels))
+    target1, target2 = (ecr_target(cam.detach(), target.present) for cam in (cam1, cam2))
+    out['ecr'] = (cross_regularisation(target2, revised1, channels)
+                  + cross_regularisation(target1, revised2, channels))
     return out

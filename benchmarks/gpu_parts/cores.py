@@ -14,6 +14,7 @@ from data import segmentation, transforms
 from engine.crf_workers import refine_segmentation, refine_walked
 from segmentation.experiment.config import Config
 from tool import seeds
+from tool.pairs import cell_means
 from voc12.classes import VOC
 
 ONE_CORE = Options(quick=False, threads=1)
@@ -45,8 +46,8 @@ def crf(settings):
 def walked_crf(size):
     """aff_infer.py --crf on the scores of a photo with two classes."""
     _, cams = inputs.cams(*size)
-    return functools.partial(refine_walked, inputs.photo(*size), seeds.with_background(cams, 0.27), 10,
-                             VOC.num_classes)
+    cells = cell_means(seeds.with_background(cams, 0.27))
+    return functools.partial(refine_walked, inputs.photo(*size), cells, 10, VOC.num_classes)
 
 
 def deeplab_crf(size):

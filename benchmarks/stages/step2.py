@@ -13,7 +13,6 @@ from data.probabilities import read_probabilities
 from engine import files
 from engine.crf_workers import write_probabilities
 from reference import affinity_labels as published_labels
-from reference import crf as published
 from reference.walk import dense_walk
 from tool import affinity, seeds
 from tool import crf as dense
@@ -21,6 +20,11 @@ from tool.metrics import IGNORE
 from tool.pairs import pair_views
 from tool.random_walk import walk
 from voc12.classes import VOC
+
+try:
+    from reference import crf as published
+except ImportError:  # pydensecrf is an option: without it our side alone can be run
+    published = None
 
 
 def crf_bytes(labels, pixels, iterations=10):
@@ -31,7 +35,10 @@ def crf_bytes(labels, pixels, iterations=10):
 
 
 def crf(options, size=inputs.SIZE, num_classes=VOC.num_classes):
-    """contrast_infer.py's CRF of a seed with two classes."""
+    """contrast_infer.py's CRF of a seed with two classes, on PyTorch, as a worker process runs it; published:
+    pydensecrf with all labels. The kernel of positions is kept, as for photos of one size; the first call makes it.
+    """
+    torch.set_num_threads(1)
     height, width = size
     photo = inputs.photo(height, width)
     classes, cams = inputs.cams(height, width)
@@ -44,11 +51,13 @@ def crf(options, size=inputs.SIZE, num_classes=VOC.num_classes):
     def theirs():
         return published.labels_crf(photo, labels, num_labels=num_classes).argmax(0)
 
-    return Case(ours, theirs, inputs.alike, bytes=crf_bytes(len(wanted) + 1, labels.size), single_core=True)
+    return Case(ours, theirs if published else None, inputs.alike, bytes=crf_bytes(len(wanted) + 1, labels.size),
+                single_core=True)
 
 
 def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
-    """aff_prepare.py on one image: from the CAMs to the files of two alphas."""
+    """aff_prepare.py on one image: from the CAMs to the files of two alphas. Both sides as for the CRF of a seed."""
+    torch.set_num_threads(1)
     height, width = size
     photo = inputs.photo(height, width)
     classes, cams = inputs.cams(height, width)
@@ -83,7 +92,8 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
         case.extra['disk, ours over published'] = disk['ours'] / disk['published']
         return ', '.join(words)
 
-    case = Case(ours, theirs, check, bytes=2 * crf_bytes(len(classes) + 2, height * width), single_core=True)
+    case = Case(ours, theirs if published else None, check, bytes=2 * crf_bytes(len(classes) + 2, height * width),
+                single_core=True)
     return case
 
 

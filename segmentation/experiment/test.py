@@ -34,6 +34,7 @@ def get_args_parser():
     parser.add_argument('--out_logits', help='folder for the multi-scale logits, float16 (classes, H, W), '
                                              'about 8 MB an image (none unless given)')
     parser.add_argument('--crf_iters', type=cli.positive, default=10, help='iterations of the CRF')
+    cli.add_crf_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -41,10 +42,13 @@ def get_args_parser():
 def main(args):
     # Imported here, because --help need not wait for torch.
     from data.segmentation import ScaledImages
+    from engine.crf_engine import chosen_engine
     from engine.device import set_up, to_device
     from segmentation import inference, model
 
     config = configs.effective(args)
+    device = set_up(args)
+    engine = chosen_engine(args.crf_engine, device)
     root, weights = configs.located(args.voc12_root), Path(args.weights or f'{config.EXP_NAME}.pth')
     list_name = args.infer_list or f'voc12/{args.split}.txt'
     ids = read_list(list_name, '--infer_list')
@@ -52,12 +56,11 @@ def main(args):
     dataset = ScaledImages(ids, root, inference.scales_of(config.TEST_MULTISCALE), args.convert_rgb)
     if args.split == 'val':
         files.need_files(ids, gt_dir, '.png', '--gt_dir; images without ground truth need --split test')
-    device = set_up(args)
     net = to_device(model.trained(config, weights, VOC.num_classes), device, args.amp).eval()
 
     out_dir = files.out_dir(args.out_dir or f'{config.EXP_NAME}_{args.split}', '--out_dir')
     logits_dir = args.out_logits and files.out_dir(args.out_logits, '--out_logits')
-    output = predictions.Output(folders(out_dir, args.split), logits_dir, args.crf_iters, VOC)
+    output = predictions.Output(folders(out_dir, args.split), logits_dir, args.crf_iters, VOC, engine)
     made = what_decides(args, config, weights)
     homes = [(folder, suffix, logits_dir if suffix == '.npy' else out_dir) for folder, suffix in output.kinds]
     dataset.keep(outputs.begin([outputs.Output(folder, suffix, made, home) for folder, suffix, home in homes], ids,
@@ -82,7 +85,7 @@ def what_decides(args, config, weights):
     """The settings that the predictions depend on, as a JSON-ready dict."""
     return {'kind': 'predictions', 'experiment': args.experiment, 'network': config.network, 'weights': str(weights),
             'weights_sha256': runinfo.digest(weights), 'scales': list(config.TEST_MULTISCALE),
-            'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'amp': args.amp}
+            'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine, 'amp': args.amp}
 
 
 def score(ids, list_name, output, gt_dir, out_dir, num_workers, made):

@@ -67,6 +67,7 @@ def main(args):
     run = Run(config.EXP_NAME, net, optimizer, device=device, args=args, settings=all_settings(args, config),
               before=all_settings(args, configs.EXPERIMENTS[args.experiment]) | get_args_parser().before,
               images=len(ids), batch_size=config.TRAIN_BATCHES, max_step=config.TRAIN_ITERATION,
+              schedule_steps=config.TRAIN_ITERATION + 1,  # as published, in this step alone (METHOD 7.1)
               power=config.TRAIN_POWER, inputs={'train_ids': fingerprint(len(ids), '\n'.join(ids).encode()),
                                                 'pseudo_masks': fingerprint(len(ids), masks.pixels.tobytes())})
     for batch in run.batches(dataset):
