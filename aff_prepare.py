@@ -11,7 +11,7 @@ says what made its files; with other weights or flags the command refuses.
 from functools import partial
 from pathlib import Path
 
-from data.images import image_folder
+from data.images import image_folder, photo_files
 from data.lists import read_list
 from engine import cli, files, outputs
 from engine.errors import UserError
@@ -46,8 +46,7 @@ def main(args):
         twice = max(names, key=names.count)
         raise UserError('--alpha', f'gives the folder {twice} twice', 'name each exponent once')
     ids = read_list(args.infer_list, '--infer_list')
-    images = image_folder(args.voc12_root)
-    files.need_files(ids, images, '.jpg', '--voc12_root')
+    photos = photo_files(ids, image_folder(args.voc12_root))
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
     made = {'kind': 'class probabilities after the CRF', 'cams_sha256': outputs.origin(args.cam_dir, '.npy'),
@@ -55,10 +54,9 @@ def main(args):
     wanted = outputs.begin([outputs.Output(folder, '.npy', {**made, 'alpha': alpha})
                             for alpha, folder in folders.items()], ids, args.overwrite)
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
-    refine = partial(write_probabilities, images=images, cam_dir=Path(args.cam_dir), folders=folders,
-                     iterations=args.crf_iters, num_classes=VOC.num_classes, convert_rgb=args.convert_rgb,
-                     overwrite=args.overwrite, engine=engine)
-    map_images(refine, wanted, engine.workers(args.num_workers), 'CRF')
+    refine = partial(write_probabilities, cam_dir=Path(args.cam_dir), folders=folders, iterations=args.crf_iters,
+                     num_classes=VOC.num_classes, convert_rgb=args.convert_rgb, overwrite=args.overwrite, engine=engine)
+    map_images(refine, [(name, photos[name]) for name in wanted], engine.workers(args.num_workers), 'CRF')
 
 
 if __name__ == '__main__':

@@ -45,6 +45,7 @@ def main(args):
     import torch
 
     from data.classification import MultiScaleImages
+    from data.images import is_blank
     from engine.crf_engine import CrfEngine, chosen_engine
     from engine.crf_workers import SeedSettings, write_seeds
     from engine.device import autocast, set_up
@@ -62,16 +63,23 @@ def main(args):
     dataset.keep(outputs.begin(what_is_made(args, recipe, folders), ids, args.overwrite))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
           f'{len(args.scales)} scales with flips')
+    if dataset.negatives:
+        print(f'{dataset.negatives} images have no class: their CAM files are empty, their masks all background')
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
     settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC, engine)
     workers = engine.workers(args.num_workers) if args.out_crf else 0
 
     with WorkerPool(workers) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
-            present = item['label'].nonzero()[:, 0]
+            present, size = item['label'].nonzero()[:, 0], item['pixels'].shape[:2]
             scaled = [images.to(device, non_blocking=True) for images in item['scaled']]
-            with autocast(device, args.amp):
-                cams = recipe.multi_scale_cams(cams_of, scaled, present, item['pixels'].shape[:2])
+            cams = torch.zeros(0, *size)
+            if len(present):
+                with autocast(device, args.amp):
+                    cams = recipe.multi_scale_cams(cams_of, scaled, present, size)
+            if is_blank(item['pixels']):
+                # A nearly constant map stretched to 0..1 falls far below 0 where it is lowest (METHOD 9.5).
+                cams = cams.clamp(0, 1)
             paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in folders.items()}
             pool.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from data.lists import read_list
 from engine import cli, files
 from engine.errors import UserError
-from engine.evaluation import evaluate_cams, evaluate_masks
+from engine.evaluation import absent_text, evaluate_cams, evaluate_masks
 from tool import metrics
 from voc12.classes import VOC
 
@@ -81,10 +81,16 @@ def split_of(ids, list_path):
 
 
 def summarise(args, split, result, fixed):
-    """What <logfile>.json holds. IoU in percent; "fixed" is at the threshold given, "best" the curve's best or None."""
+    """What <logfile>.json holds. IoU in percent; "fixed" is at the threshold given, "best" the curve's best or None.
+
+    "absent": the classes that are neither in the ground truth nor predicted. They count as 0 in "miou", as published,
+    and do not count in "miou_occurring".
+    """
     def at(index):
         return {'threshold': None if result.thresholds is None else float(result.thresholds[index]),
                 'miou': float(result.miou[index]),
+                'miou_occurring': float(result.miou_occurring[index]),
+                'absent': [name for name, occurs in zip(result.classes.names, result.occurring[index]) if not occurs],
                 'class_iou': dict(zip(result.classes.names, result.class_iou[index].tolist()))}
     summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list),
                'split': split, 'images': result.images, 'predict_dir': str(args.predict_dir),
@@ -107,9 +113,14 @@ def as_text(summary, result):
     lines = [f'{summary["comment"]}: {summary["images"]} images of {summary["list"]} (split: {summary["split"]}), '
              f'{summary["predict_dir"]} against {summary["gt_dir"]}',
              f'{"IoU in %":<12}' + ''.join(f'{title:>12}' for title, _ in columns)]
-    lines += [f'{name:<12}' + ''.join(f'{column["class_iou"][name]:12.2f}' for _, column in columns)
+    lines += [f'{name:<12}' + ''.join(f'{iou_text(column, name):>12}' for _, column in columns)
               for name in result.classes.names]
     lines.append(f'{"mIoU":<12}' + ''.join(f'{column["miou"]:12.2f}' for _, column in columns))
+    if any(column['absent'] for _, column in columns):
+        lines.append(f'{"  occurring":<12}' + ''.join(f'{column["miou_occurring"]:12.2f}' for _, column in columns))
+        lines.append('–: neither in the ground truth nor predicted')
+        at = 0 if result.thresholds is None else result.at(fixed['threshold'])
+        lines.append(absent_text(result.counts[at]))
     if fixed['threshold'] is not None:
         lines.append(f'fixed: background score {fixed["threshold"]:g}, chosen without this ground truth')
     if best:
@@ -120,6 +131,11 @@ def as_text(summary, result):
         lines.append(f'{100 * result.unlabelled:.2f}% of the pixels have no predicted label ({metrics.IGNORE}); '
                      'each counts as a miss')
     return '\n'.join(lines)
+
+
+def iou_text(column, name):
+    """The IoU of a class in a column of the table; a dash where the class does not occur."""
+    return '–' if name in column['absent'] else f'{column["class_iou"][name]:.2f}'
 
 
 def published_log(args, summary, result):

@@ -128,7 +128,7 @@ def write_image(folder, number, size):
 def refine(image):
     """aff_prepare.py's work on an image of write_image."""
     folder, name = image
-    write_probabilities(name, folder, folder, {4.: folder / '4', 24.: folder / '24'}, iterations=10,
+    write_probabilities((name, folder / f'{name}.jpg'), folder, {4.: folder / '4', 24.: folder / '24'}, iterations=10,
                         num_classes=VOC.num_classes, convert_rgb=False, overwrite=True)
 
 

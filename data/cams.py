@@ -1,4 +1,8 @@
-"""CAM files, `<out_cam>/<id>.npy`: a pickled dict {foreground index 0..: float32 (H, W)} of the present classes."""
+"""CAM files, `<out_cam>/<id>.npy`: a pickled dict {foreground index 0..: float32 (H, W)} of the present classes.
+
+The dict of an image without any class is empty. Files of IRN and what descends from it are read too: a dict of 'keys'
+(K,), foreground indices, and 'high_res' (K, H, W), CAMs at the size of the image.
+"""
 import numpy as np
 
 from data.probabilities import are_probabilities
@@ -16,14 +20,16 @@ def save_cams(path, present, cams):
 def read_cams(path, num_foreground, size=None):
     """Read the CAMs of an image: present (K,) int64, foreground indices from 0, ascending; cams float32 (K, H, W).
 
-    size: the (H, W) that they must have. UserError: not such a dict, no class in it, a class out of range, shapes
-    that differ, values that are not finite, class probabilities (data/probabilities.py), another size.
+    size: the (H, W) that they must have. An image without any class has CAMs (0, H, W), or (0, 0, 0) without `size`.
+    UserError: not such a dict, a class out of range, shapes that differ, values that are not finite, class
+    probabilities (data/probabilities.py), another size.
     """
     value = read_npy(path)
     if not isinstance(value, dict):
         raise UserError(path, f'holds {type(value).__name__}, not a dict of CAMs', REDO)
+    value = _of_irn(path, value) if 'keys' in value else value
     if not value:
-        raise UserError(path, 'holds no class', 'the image needs at least one image-level label')
+        return np.zeros(0, np.int64), np.zeros((0, *(size or (0, 0))), np.float32)
     try:
         present = np.array(sorted(int(key) for key in value), np.int64)
         cams = np.stack([np.asarray(value[key], np.float32) for key in sorted(value, key=int)])
@@ -41,3 +47,15 @@ def read_cams(path, num_foreground, size=None):
         raise UserError(path, f'CAMs are {cams.shape[2]}x{cams.shape[1]}, the image is {size[1]}x{size[0]}',
                         'write them again from these images with contrast_infer.py --out_cam')
     return present, cams
+
+
+def _of_irn(path, value):
+    """The dict {foreground index: (H, W)} of a dict in IRN's layout. UserError: its parts do not fit, no 'high_res'."""
+    if 'high_res' not in value:
+        raise UserError(path, f"is in IRN's layout ({', '.join(map(str, value))}) without 'high_res', the CAMs at the "
+                              'size of the image', 'save them as high_res, or as a dict {class 0..: float32 (H, W)}')
+    keys, maps = np.asarray(value['keys']).reshape(-1), np.asarray(value['high_res'])
+    if keys.dtype.kind not in 'iu' or len(set(keys.tolist())) != len(keys) or maps.shape[:1] != keys.shape:
+        raise UserError(path, f"is in IRN's layout, but its {len(keys)} keys do not fit high_res of shape {maps.shape}",
+                        'save one map a key')
+    return dict(zip(keys.tolist(), maps))

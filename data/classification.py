@@ -1,15 +1,14 @@
 """Photos with their image-level labels: the data sets of Step 1. METHOD 3.1, 4.1, 8.2."""
-from pathlib import Path
+import sys
 
 import torch
 from PIL import Image
 
+from data.images import need_images
 from data.labels import labels_of, read_labels
 from data.photos import Photos
 from data.saliency import read_saliency
 from data.transforms import Saliency, at_scale
-from engine.errors import UserError
-from engine.files import need_files
 
 
 class LabelledImages(Photos):
@@ -37,11 +36,13 @@ class SalientImages(LabelledImages):
 
     def __init__(self, ids, voc12_root, cls_labels, num_foreground, transform, saliency_dir, convert_rgb=False):
         super().__init__(ids, voc12_root, cls_labels, num_foreground, transform, convert_rgb)
-        self.saliency_dir = Path(saliency_dir)
-        need_files(ids, self.saliency_dir, '.png', '--saliency_dir')
+        self.maps, self.warned = need_images(ids, saliency_dir, ('.png',), '--saliency_dir'), set()
 
     def item(self, index, name, pixels):
-        saliency = read_saliency(self.saliency_dir / f'{name}.png', pixels.shape[:2])
+        saliency = read_saliency(self.maps[name], pixels.shape[:2])
+        if not saliency.any() and name not in self.warned:
+            self.warned.add(name)  # in each process that loads images, once
+            print(f'warning: {self.maps[name]}: saliency map is zero everywhere', file=sys.stderr)
         image, saliency = self.transform(Image.fromarray(pixels), Saliency(saliency[None].copy()))
         return {'image': image, 'label': self.labels[index],
                 'saliency': saliency.as_subclass(torch.Tensor).float() / 255}
@@ -49,17 +50,17 @@ class SalientImages(LabelledImages):
 
 class MultiScaleImages(LabelledImages):
     """Items for inference: {'name', 'pixels': uint8 (H, W, 3), 'scaled': per scale the image and its flip, float32
-    (2, 3, h, w), 'label': float32 (K,)}.
-
-    UserError, when made: an image without any class, which has no CAM.
+    (2, 3, h, w), 'label': float32 (K,)}. An image without any class has no CAM: its 'scaled' is empty.
     """
 
     def __init__(self, ids, voc12_root, cls_labels, num_foreground, scales, convert_rgb=False):
         super().__init__(ids, voc12_root, cls_labels, num_foreground, None, convert_rgb)
         self.scales = scales
-        empty = [i for i, label in zip(ids, self.labels) if not label.any()]
-        if empty:
-            raise UserError(cls_labels, f'{empty[0]} has no class ({len(empty)} such images)', 'take them off the list')
+
+    @property
+    def negatives(self):
+        """The number of images without any class."""
+        return int((~self.labels.any(1)).sum())
 
     def keep(self, ids):
         wanted = set(ids)
@@ -67,6 +68,6 @@ class MultiScaleImages(LabelledImages):
         super().keep(ids)
 
     def item(self, index, name, pixels):
-        scaled = [at_scale(pixels, scale) for scale in self.scales]
+        scaled = [at_scale(pixels, scale) for scale in self.scales if self.labels[index].any()]
         return {'pixels': pixels, 'label': self.labels[index],
                 'scaled': [torch.stack([image, image.flip(2)]) for image in scaled]}

@@ -1,6 +1,11 @@
-"""Lists of image ids, one a line: `<id>`, or the published `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`."""
-import collections
+"""Lists of image ids, one a line: `<id>`, or the published `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`.
 
+A line that begins with / is of the published form; any other line is the id, whole: its blanks and points belong to it.
+"""
+import collections
+import re
+
+from data.images import SUFFIXES
 from engine.errors import UserError
 from engine.files import repo_path, save_text
 
@@ -14,7 +19,7 @@ def save_list(path, ids, with_mask=()):
 def read_list(path, flag='list'):
     """The ids of a list, as strings, in order. `flag` is what an error message tells the user to correct.
 
-    UserError: missing or empty file, an id named twice.
+    UserError: missing or empty file, an id named twice, a path that does not begin with /.
     """
     path = repo_path(path)
     try:
@@ -23,7 +28,7 @@ def read_list(path, flag='list'):
         raise UserError(path, 'list not found', f'correct {flag}; voc12/prepare.py writes the VOC lists') from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(path, f'list cannot be read ({error})', f'correct {flag}') from error
-    ids = [image_id(line.split()[0]) for line in lines if line.strip()]
+    ids = [image_id(line.strip(), path) for line in lines if line.strip()]
     if not ids:
         raise UserError(path, 'list is empty', 'name at least one image id')
     if len(set(ids)) < len(ids):
@@ -32,10 +37,18 @@ def read_list(path, flag='list'):
     return ids
 
 
-def image_id(entry):
-    """The id in a list entry: the entry itself or, for a path, its file name without .jpg or .png.
+def image_id(line, path):
+    """The id in a line of the list at `path`: the line itself or, where it begins with /, the name of the first file
+    without its ending.
 
     Published: the characters [-15:-4], which fits VOC's eleven-character ids only.
+    UserError: a path that does not begin with /. It cannot be an id, which is a file's name.
     """
-    name = entry.replace('\\', '/').rsplit('/', 1)[-1]
-    return name[:-4] if name.lower().endswith(('.jpg', '.png')) else name
+    if not line.startswith('/'):
+        if '/' in line or '\\' in line:
+            raise UserError(path, f'the line {line!r} is neither an id nor a path that begins with /',
+                            'write the ids alone, or /JPEGImages/<id>.jpg')
+        return line
+    name = re.split(r'\s+/', line)[0].rsplit('/', 1)[-1]
+    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), '')
+    return name[:len(name) - len(suffix)]

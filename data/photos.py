@@ -1,31 +1,27 @@
 """The base of all data sets: the photos of a list of ids."""
 from torch.utils.data import Dataset
 
-from data.images import image_folder, read_image
-from engine.files import need_files
+from data.images import image_folder, photo_files, read_image
 
 
 class Photos(Dataset):
-    """The photos `<voc12_root>/JPEGImages/<id>.jpg` of a list of ids. Subclasses say what an item is (`item`).
+    """The photos of a list of ids in <voc12_root>/JPEGImages (data/images.py: photo_files). Subclasses say what an item
+    is (`item`).
 
     UserError, when made, where a photo is missing: before any work is done.
     """
 
     def __init__(self, ids, voc12_root, convert_rgb=False):
-        self.ids, self.folder, self.convert_rgb = ids, image_folder(voc12_root), convert_rgb
-        need_files(ids, self.folder, '.jpg', '--voc12_root')
+        self.ids, self.convert_rgb = ids, convert_rgb
+        self.paths = photo_files(ids, image_folder(voc12_root))
 
     def __len__(self):
         return len(self.ids)
 
     def __getitem__(self, index):
         name = self.ids[index]
-        pixels = read_image(self.path(name), self.convert_rgb)
+        pixels = read_image(self.paths[name], self.convert_rgb)
         return {'name': name, **self.item(index, name, pixels)}
-
-    def path(self, name):
-        """The photo's file. name: its id."""
-        return self.folder / f'{name}.jpg'
 
     def keep(self, ids):
         """Restrict the data set to some of its ids, in the data set's order."""

@@ -54,7 +54,8 @@ def are_probabilities(scores):
 def check_alphas(ids, low_dir, high_dir, num_classes):
     """Refuse --la_crf_dir and --ha_crf_dir that are the same, hold the same, or are swapped (UserError).
 
-    A higher alpha gives less background, so the background pixels of up to 16 images tell the two folders apart.
+    A higher alpha gives less background, so the background pixels of up to 16 images tell the two folders apart, unless
+    none of them has any class.
     Published: aff_prepare.py wrote one alpha into all its folders, and nobody was told.
     """
     low_dir, high_dir = Path(low_dir), Path(high_dir)
@@ -65,14 +66,19 @@ def check_alphas(ids, low_dir, high_dir, num_classes):
                         'give that of the high alpha (24.00)')
     sample = [ids[k] for k in np.unique(np.linspace(0, len(ids) - 1, SAMPLE).round().astype(int))]
     low, high = ([_label_map(folder / f'{i}.npy', num_classes) for i in sample] for folder in (low_dir, high_dir))
+    pairs = [pair for pair in zip(low, high) if all(labels is not None for labels in pair)]
+    if not pairs:
+        return
+    low, high = zip(*pairs)
     if all(np.array_equal(a, b) for a, b in zip(low, high)):
-        raise UserError('--ha_crf_dir', f'has the labels of --la_crf_dir in all of {len(sample)} images',
+        raise UserError('--ha_crf_dir', f'has the labels of --la_crf_dir in all of {len(pairs)} images',
                         'run aff_prepare.py with a low and a high --alpha')
     if sum(np.count_nonzero(a) for a in low) > sum(np.count_nonzero(b) for b in high):
-        raise UserError('--la_crf_dir', f'has less background than --ha_crf_dir (over {len(sample)} images)',
+        raise UserError('--la_crf_dir', f'has less background than --ha_crf_dir (over {len(pairs)} images)',
                         'swap the two: la is the low alpha (4.00), ha the high one (24.00)')
 
 
 def _label_map(path, num_classes):
+    """The strongest label per pixel (H, W); None for an image without any class."""
     labels, scores = read_probabilities(path, num_classes)
-    return labels[scores.argmax(0)]
+    return labels[scores.argmax(0)] if len(labels) > 1 else None

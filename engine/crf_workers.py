@@ -62,14 +62,15 @@ def write_seeds(paths, image, present, cams, settings):
 
 # ---------------------------------------------------------------- Step 2: labels of AffinityNet, pseudo masks
 
-def write_probabilities(name, images, cam_dir, folders, iterations, num_classes, convert_rgb, overwrite,
-                        engine=CrfEngine()):
-    """Write the CRF's probabilities of one image (an id) under every alpha. folders: {alpha: folder}.
+def write_probabilities(item, cam_dir, folders, iterations, num_classes, convert_rgb, overwrite, engine=CrfEngine()):
+    """Write the CRF's probabilities of one image under every alpha. item: its id, the path of its photo. folders:
+    {alpha: folder}.
 
     All alphas are computed even where some files exist: they share the CRF's labels, so that a run which was
     interrupted between two alphas writes the same bytes as an uninterrupted run.
     """
-    image = read_image(images / f'{name}.jpg', convert_rgb)
+    name, photo = item
+    image = read_image(photo, convert_rgb)
     present, cams = read_cams(cam_dir / f'{name}.npy', num_classes - 1, image.shape[:2])
     label_maps = [seeds.label_map(present, cams, seeds.alpha_background(cams, alpha)) for alpha in folders]
     labels = [0, *(present + 1).tolist()]

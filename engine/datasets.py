@@ -18,7 +18,7 @@ def check_photos(dataset, title):
     problems, turned = [], []
     for index, name in enumerate(progress(dataset.ids, title)):
         try:
-            if check_photo(dataset.path(name), dataset.convert_rgb):
+            if check_photo(dataset.paths[name], dataset.convert_rgb):
                 turned.append(index)
         except UserError as error:
             problems.append(error)

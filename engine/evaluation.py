@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from data.classes import ClassSet
+from data.images import need_images
+from data.masks import need_objects
 from engine import files, parallel, workers
 from tool import metrics
 
@@ -33,6 +35,16 @@ class Evaluation:
         return metrics.class_iou(self.counts)
 
     @property
+    def occurring(self):
+        """Which classes are in the ground truth or were predicted, per threshold: bool (T, C)."""
+        return metrics.occurring(self.counts)
+
+    @property
+    def miou_occurring(self):
+        """Mean IoU in percent per threshold over the classes that occur, (T,)."""
+        return metrics.mean_iou_occurring(self.counts)
+
+    @property
     def best(self):
         """Index of the threshold of highest mIoU (the lowest such threshold)."""
         return int(self.miou.argmax())
@@ -45,6 +57,19 @@ class Evaluation:
     def unlabelled(self):
         """Fraction of the counted pixels to which a predicted mask gives no label (255): each counts as a miss."""
         return self.counts[0, :, -1].sum() / max(1, self.counts[0].sum())
+
+
+def absent_text(counts):
+    """A sentence on the classes that do not occur, with the mean over the others; '' where all occur.
+
+    counts: a metrics.confusion, int64 (C, C + 1).
+    """
+    absent = len(counts) - int(metrics.occurring(counts).sum())
+    if not absent:
+        return ''
+    return (f'{absent} of {len(counts)} classes do not occur, neither in the ground truth nor in the predictions, and '
+            f'count as 0 in mIoU; mean over the {len(counts) - absent} others: '
+            f'{metrics.mean_iou_occurring(counts):.2f}')
 
 
 def evaluate_masks(ids, predict_dir, gt_dir, classes, num_workers=0):
@@ -71,8 +96,13 @@ def evaluate_cams(ids, predict_dir, gt_dir, classes, thresholds=metrics.CURVE, n
 
 
 def prepared(count, ids, predict_dir, suffix, gt_dir, classes, **options):
-    """`count` of engine/workers.py with its folders, once all files are known to exist (UserError)."""
-    files.need_files(ids, predict_dir, suffix, '--predict_dir')
-    files.need_files(ids, gt_dir, '.png', '--gt_dir')
+    """`count` of engine/workers.py with its folders, once all files are known to exist and the ground truth to show
+    objects (UserError)."""
+    if suffix == '.png':
+        need_images(ids, predict_dir, (suffix,), '--predict_dir')
+    else:
+        files.need_files(ids, predict_dir, suffix, '--predict_dir')
+    need_images(ids, gt_dir, ('.png',), '--gt_dir')
+    need_objects(ids, gt_dir)
     return functools.partial(count, predict_dir=Path(predict_dir), gt_dir=Path(gt_dir),
                              num_classes=classes.num_classes, **options)

@@ -22,11 +22,12 @@ def network_for_training(args, device, recipe=None, method='cams', **options):
 
 
 def network_for_inference(args, device, recipe=None, method='cams', **options):
-    """The network that --network names with all its weights from --weights, on its device, in eval mode.
+    """The network that --network names with all weights that inference needs from --weights, on its device, in eval
+    mode.
 
     recipe: whose CAMs it must make; UserError, besides those of weights, for a network that cannot.
     """
-    net = _load(args, 'all', method, options)
+    net = _load(args, 'inference', method, options)
     if recipe and recipe.map == 'revised' and 'pcm' not in net.parts:
         raise UserError('--network', f'{args.network} has no pcm, which --map revised needs',
                         'choose another network, or give --map plain')

@@ -7,11 +7,12 @@ import collections
 import io
 import math
 import pickle
-import pickletools
 import re
 import sys
 
 import numpy as np
+
+from engine import torch_pickle
 
 MAX_DIMS = 32
 
@@ -92,6 +93,9 @@ for _core in ('numpy.core', 'numpy._core'):  # names before NumPy 2 and since
                (f'{_core}.numeric', '_frombuffer'): _build}
 
 
+_KNOWN |= {('torch._utils', '_rebuild_tensor_v2'): torch_pickle.rebuild_tensor,
+           ('torch.storage', '_load_from_bytes'): torch_pickle.load_storage}
+
 _PLAIN = (np.ndarray, np.generic, dict, list, tuple, set, str, bytes, int, float, complex, type(None))
 
 
@@ -125,19 +129,14 @@ def _plain(value, done):
     return result
 
 
-def _check_memo(data):
-    """Refuse a memo index beyond the length of the pickle: the unpickler allocates a table up to that index."""
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > len(data):
-            raise pickle.UnpicklingError(f'it stores an object as its number {argument}')
-
-
 def load(file):
     """Unpickle from an open binary file: arrays, NumPy scalars, plain containers, text and numbers; nothing else.
+
+    PyTorch's tensors come back as arrays.
 
     On a malformed or hostile file: pickle.UnpicklingError or whatever else the damage leads to (ValueError, EOFError,
     TypeError, …): never code run, and never more memory than a small multiple of the file.
     """
     data = file.read()
-    _check_memo(data)
+    torch_pickle.check_memo(io.BytesIO(data), len(data))
     return _plain(_Unpickler(io.BytesIO(data), encoding='latin1').load(), {})

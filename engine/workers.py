@@ -4,7 +4,7 @@ import numpy as np
 from data.cams import read_cams
 from data.images import image_size, opened_image
 from data.masks import check_same_shape, read_label_mask
-from data.saliency import problem
+from data.saliency import is_black, problem
 from engine.errors import UserError
 from tool import metrics
 
@@ -28,6 +28,9 @@ def count_cams(name, predict_dir, gt_dir, num_classes, thresholds):
     gt_path, path = gt_dir / f'{name}.png', predict_dir / f'{name}.npy'
     gt = read_label_mask(gt_path, num_classes)
     present, cams = read_cams(path, num_classes - 1)
+    if not len(present):
+        # An image without any class is background at every threshold, as a map of any class far below them would be.
+        present, cams = np.array([0]), np.full((1, *gt.shape), -np.inf, np.float32)
     check_same_shape(path, cams.shape[1:], gt_path, gt.shape)
     counts = metrics.score_histogram(gt, cams, thresholds, num_classes)
     labels = np.flatnonzero(counts.any((1, 2)))
@@ -36,15 +39,16 @@ def count_cams(name, predict_dir, gt_dir, num_classes, thresholds):
 
 # ---------------------------------------------------------------- checks before training
 
-def count_pseudo_mask(item, image_dir, mask_dir, num_classes):
-    """Pixels per label, int64 (256,), and confusion counts of one pseudo mask. item: its id, its ground truth or None.
+def count_pseudo_mask(item, mask_dir, num_classes):
+    """Pixels per label, int64 (256,), and confusion counts of one pseudo mask.
 
+    item: its id, the path of its photo, that of its ground truth or None.
     UserError: a mask that cannot be read, of another size than its image, with a label out of range.
     """
-    name, gt_path = item
+    name, photo, gt_path = item
     path = mask_dir / f'{name}.png'
     mask = read_label_mask(path, num_classes)
-    size = image_size(image_dir / f'{name}.jpg')
+    size = image_size(photo)
     if mask.shape != size:
         raise UserError(path, f'is {mask.shape[0]}x{mask.shape[1]} (height x width), its image {size[0]}x{size[1]}',
                         'write the masks at the size of the images')
@@ -56,7 +60,12 @@ def count_pseudo_mask(item, image_dir, mask_dir, num_classes):
     return np.bincount(mask.ravel(), minlength=256), counts
 
 
-def saliency_problem(name, saliency_dir, image_dir):
-    """What is wrong with the saliency map of an image (an id), in a few words; '' if nothing is."""
+def check_saliency(item, saliency_dir):
+    """(what is wrong with a saliency map, in a few words, or '', whether it is zero everywhere).
+
+    item: the id of its image, the path of the photo.
+    """
+    name, photo = item
     with opened_image(saliency_dir / f'{name}.png') as picture:
-        return problem(picture, image_size(image_dir / f'{name}.jpg'))
+        wrong = problem(picture, image_size(photo))
+        return wrong, not wrong and is_black(picture)

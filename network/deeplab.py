@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from network.resnet38d import ResNet38
-from network.resnet101 import ResNet101, has_plain_stem
+from network.resnet101 import DEEP_STEM, ResNet101, stem_of
 from network.width import scaled, width_of
 from tool.cam import resize
 
@@ -107,10 +107,10 @@ class DeepLabV2(DeepLab):
         return self.cls_conv(self.dropout1(self.aspp(x)))
 
 
-def build(name, num_classes, width=1.0, plain_stem=False, bn_momentum=3e-4):
+def build(name, num_classes, width=1.0, stem=DEEP_STEM, bn_momentum=3e-4):
     """A DeepLab by name (NAMES), head kaiming-initialised, backbone at random.
 
-    width: factor on the channels of ResNet-38 and its head. plain_stem: ResNet-101 with torchvision's stem.
+    width: factor on the channels of ResNet-38 and its head. stem: of ResNet-101, as its class takes it.
     bn_momentum: of the BatchNorm statistics in the head and in ResNet-38; ResNet-101 keeps PyTorch's 0.1.
     Raises ValueError for another name, or for a width with ResNet-101, which has none.
     """
@@ -121,13 +121,13 @@ def build(name, num_classes, width=1.0, plain_stem=False, bn_momentum=3e-4):
         return DeepLabV1(backbone, backbone.channels['high'], num_classes, width).prepare(bn_momentum)
     if width != 1:
         raise ValueError(f'{name} has no width factor')
-    backbone = ResNet101(plain_stem)
+    backbone = ResNet101(stem)
     version = DeepLabV1 if name == 'deeplabv1_resnet101' else DeepLabV2
     return version(backbone, backbone.channels['high'], num_classes).prepare(bn_momentum)
 
 
 def options_of(name, state_dict):
-    """What of `build`'s options the weights decide: {'width': …} for ResNet-38, {'plain_stem': …} for ResNet-101.
+    """What of `build`'s options the weights decide: {'width': …} for ResNet-38, {'stem': …} for ResNet-101.
 
     state_dict: the backbone's own keys, or those of a whole DeepLab. Raises KeyError where it is neither.
     """
@@ -136,7 +136,7 @@ def options_of(name, state_dict):
         return {'width': width_of(state_dict, prefix + 'conv1a.weight')}
     if not any(key.startswith(prefix + 'layer4.') for key in state_dict):
         raise KeyError(prefix + 'layer4')
-    return {'plain_stem': has_plain_stem(state_dict)}
+    return {'stem': stem_of(state_dict, prefix)}
 
 
 def name_of(state_dict):

@@ -22,8 +22,11 @@ class CAMHeads:
     """Mix-in for a backbone: a class whose `features(x)` gives {'low', 'middle', 'high'}, maps (N, channels, h, w) at
     one stride, with their `channels` and its `width`.
 
+    training_only: the layers that inference leaves out, so that its weights may lack them (SEAM has no projection).
     The subclass's constructor calls add_heads, then freeze where parts of the backbone are fixed.
     """
+
+    training_only = ('fc_proj',)
 
     def add_heads(self, num_classes, parts=(PCM, PROJECTION), dropout=0.5):
         """Add the layers. num_classes: channels of the CAM, background included. parts: which of PCM and PROJECTION.

@@ -4,31 +4,38 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from network.layout import to_dense, to_mkldnn
 
+DEEP_STEM = (64, 64, 128)
+# Where others keep the parts of a deep stem: MMSegmentation and the repositories of PSPNet (semseg).
+OTHER_STEMS = (
+    {'stem.0': 'conv1.0', 'stem.1': 'conv1.1', 'stem.3': 'conv1.3', 'stem.4': 'conv1.4', 'stem.6': 'conv1.6',
+     'stem.7': 'bn1'},
+    {'conv1': 'conv1.0', 'bn1': 'conv1.1', 'conv2': 'conv1.3', 'bn2': 'conv1.4', 'conv3': 'conv1.6', 'bn3': 'bn1'})
+
 
 class ResNet101(ResNet):
     """torchvision's ResNet-101 without its classifier, layer3 and layer4 dilated by 2 and 4.
 
     The first block of either layer keeps the dilation of the layer before (1 and 2); no multi-grid.
-    plain_stem: True takes torchvision's 7×7 convolution, so that its ImageNet weights fit;
-    False the published "deep stem" of three 3×3 convolutions, 3→64→64→128.
+    stem: the channels of the "deep stem" of three 3×3 convolutions; published: 3→64→64→128. None takes torchvision's
+    7×7 convolution, so that its ImageNet weights fit.
     """
 
-    def __init__(self, plain_stem=False):
+    def __init__(self, stem=DEEP_STEM):
         super().__init__(Bottleneck, [3, 4, 23, 3], replace_stride_with_dilation=[False, True, True])
         del self.avgpool, self.fc
-        if not plain_stem:
-            self._deepen_stem()
+        if stem:
+            self._deepen_stem(*stem)
         self.width, self.stride = 1.0, 8  # it has no width factor
         self.channels = {'low': 512, 'middle': 1024, 'high': 2048}  # of the levels that `features` returns
 
-    def _deepen_stem(self):
-        """Replace the stem, and layer1, whose first block must read 128 channels in place of 64."""
+    def _deepen_stem(self, first, second, third):
+        """Replace the stem, and layer1, whose first block must read `third` channels in place of 64."""
         self.conv1 = nn.Sequential(
-            nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
-            nn.Conv2d(64, 128, 3, padding=1, bias=False))
-        self.bn1 = nn.BatchNorm2d(128)
-        self.inplanes, self.dilation = 128, 1  # the state in which torchvision's constructor makes layer1
+            nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True),
+            nn.Conv2d(first, second, 3, padding=1, bias=False), nn.BatchNorm2d(second), nn.ReLU(inplace=True),
+            nn.Conv2d(second, third, 3, padding=1, bias=False))
+        self.bn1 = nn.BatchNorm2d(third)
+        self.inplanes, self.dilation = third, 1  # the state in which torchvision's constructor makes layer1
         self.layer1 = self._make_layer(Bottleneck, 64, 3)
         for conv in [m for part in (self.conv1, self.layer1) for m in part.modules() if isinstance(m, nn.Conv2d)]:
             nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')  # as torchvision does the others
@@ -46,6 +53,26 @@ class ResNet101(ResNet):
         return self.features(x)
 
 
-def has_plain_stem(state_dict):
-    """Whether a ResNet-101 state dict (keys with or without a prefix) has the plain 7×7 stem."""
-    return any(key.endswith('conv1.weight') and tuple(value.shape[2:]) == (7, 7) for key, value in state_dict.items())
+def stem_of(state_dict, prefix=''):
+    """The stem of a ResNet-101 state dict, for ResNet101; None where it has no three convolutions.
+
+    prefix: of its keys, for example 'backbone.'.
+    """
+    convolutions = [state_dict.get(f'{prefix}conv1.{k}.weight') for k in (0, 3, 6)]
+    return None if any(weight is None for weight in convolutions) else tuple(len(weight) for weight in convolutions)
+
+
+def with_our_stem(state_dict):
+    """A state dict with the deep stem of a ResNet, bare or as `backbone.`, under our names; any other as it is."""
+    for prefix in ('', 'backbone.'):
+        for names in OTHER_STEMS:
+            layers = {prefix + theirs: prefix + ours for theirs, ours in names.items()}
+            if all(f'{layer}.weight' in state_dict for layer in (*layers, f'{prefix}layer4.0.conv1')):
+                return {_renamed(key, layers): value for key, value in state_dict.items()}
+    return state_dict
+
+
+def _renamed(key, layers):
+    """A tensor's name, its layer replaced as `layers` say."""
+    layer, _, name = key.rpartition('.')
+    return f'{layers.get(layer, layer)}.{name}'

@@ -2,7 +2,11 @@
 
 A file is never loaded in part without a word (published: strict=False hid wrong files).
 """
+import collections
 import importlib
+import pickletools
+import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,26 +14,30 @@ import torch
 
 from engine.errors import UserError
 from network.mxnet import read_mxnet
+from network.resnet101 import with_our_stem
 from network.width import width_of
 
 STEPS = {'cams': 'network.resnet38_contrast', 'affinity_features': 'network.resnet38_aff'}  # by what a Net must have
+USUAL = ('model', 'state_dict', 'model_state_dict')  # the entry that counts where a checkpoint has several state dicts
 COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older files, never needed
 
 
 # ---------------------------------------------------------------- reading
 
 def read_weights(path, background_last=False):
-    """Read weights: dict name → torch tensor on the CPU, floating-point ones as float32, names without `module.`.
+    """Read weights: dict name → torch tensor on the CPU, floating-point ones as float32, under our names.
 
     `.params` is MXNet's ImageNet ResNet-38, renamed to our keys; any other suffix is a PyTorch file: a plain state
-    dict, or a checkpoint (`.ckpt`) whose entry 'model' is one. EPS weights with background last come back with
-    background first: recognised by their key `proj_fc`; plain EPS has no such sign, so `background_last` says it.
-    UserError: missing, truncated or foreign file, anything but tensors in it, `background_last` for one in our layout.
+    dict, or a checkpoint with one in it, whose names wrappers may have lengthened (_read_torch). A ResNet's deep stem
+    comes back under our names. EPS weights with background last come back with background first: recognised by their
+    key `proj_fc`; plain EPS has no such sign, so `background_last` says it.
+    UserError: missing, truncated or foreign file, no state dict in it, `background_last` for one in our layout.
     """
     path = Path(path)
     try:
         if not path.is_file():
             raise UserError(path, 'weights not found', 'correct --weights')
+        _refuse_text(path)
         state = read_mxnet(path) if path.suffix == '.params' else _read_torch(path)
     except OSError as error:
         raise UserError(path, f'weights cannot be read ({error.strerror or error})', 'check the file') from error
@@ -37,25 +45,106 @@ def read_weights(path, background_last=False):
         raise UserError(path, 'has background first (it names fc_proj), not last', 'leave --background_last out')
     if background_last or is_published_eps(state):
         state = from_published_eps(state)
-    return state
+    return with_our_stem(state)
+
+
+def _refuse_text(path):
+    """UserError for what a download may leave in place of weights: a web page, or git's note on where they lie."""
+    with open(path, 'rb') as file:
+        start = file.read(200).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    if start.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
+        raise UserError(path, 'is a web page, not weights', 'open the address in a browser, download the file itself')
+    if start.startswith(b'version https://git-lfs'):
+        raise UserError(path, 'is a pointer of git LFS, not the weights themselves', 'fetch them with git lfs pull')
+
+
+class _Unread:
+    """Stand-in for NumPy's classes in a checkpoint: takes any arguments and any state, and keeps nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class _Fields:
+    """Stand-in for any other class or function in a checkpoint: what it makes is an empty dict, to be filled by the
+    pickle. No foreign code runs. (torch fills dicts of its own kinds only, hence no subclass.)"""
+
+    def __new__(cls, *args):
+        return collections.OrderedDict()
 
 
 def _read_torch(path):
-    """The state dict in a PyTorch file. UserError where it is no such file or holds anything but named tensors."""
+    """The state dict in a PyTorch file. UserError where it is no such file, or one without a single state dict.
+
+    Objects of other classes (argparse.Namespace, NumPy's numbers, a framework's configuration) are passed over,
+    stand-ins in their place. The words that wrappers put before a name are taken off: `module.` (DataParallel),
+    `_orig_mod.` (torch.compile), and `model.` or `net.` where all names begin with it (Lightning).
+    """
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins(path)):
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch.load raises many exception types on files it did not write
-        reason = str(error).split('\n')[0][:120] or type(error).__name__
-        raise UserError(path, f'not a file of PyTorch weights ({reason})', 'give a .pth, .ckpt or .params') from error
-    if isinstance(state, dict) and isinstance(state.get('model'), dict):
-        state = state['model']
-    if not isinstance(state, dict) or not state or not all(
-            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
-        raise UserError(path, 'holds no state dict (tensors by name)', 'give weights saved as a plain state dict')
-    return {key.removeprefix('module.'): value.detach().float() if value.is_floating_point() else value.detach()
+        raise UserError(path, f'not a file of PyTorch weights ({_reason(error)})',
+                        'give a .pth, .ckpt or .params') from error
+    state = {_unwrapped(key): value for key, value in _state_in(path, loaded).items()}
+    for word in ('model.', 'net.'):
+        if all(key.startswith(word) for key in state):
+            state = {key.removeprefix(word): value for key, value in state.items()}
+    return {key: value.detach().float() if value.is_floating_point() else value.detach()
             for key, value in state.items()}
+
+
+def _stand_ins(path):
+    """[(stand-in, name)] for the classes and functions that a PyTorch file names and torch's reader refuses."""
+    if zipfile.is_zipfile(path):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    else:
+        with open(path, 'rb') as file:  # the older format: five pickles (the fourth is the content), then numbers
+            operations = [operation for _ in range(5) for operation in pickletools.genops(file)]
+        names = {argument.replace(' ', '.').replace('__builtin__', 'builtins')
+                 for code, argument, _ in operations if code.name == 'GLOBAL'}
+    return [(_Unread if name.startswith('numpy.') else _Fields, name) for name in names]
+
+
+def _reason(error):
+    """What torch.load's exception says, in a few words: its first line, or what its reader stumbled over."""
+    found = re.search(r'WeightsUnpickler error: (.*)', str(error))
+    return (found[1] if found else str(error).split('\n')[0])[:120] or type(error).__name__
+
+
+def _state_in(path, loaded):
+    """The state dict in what a file holds: itself, or its single entry that is one. UserError: none, or several."""
+    if isinstance(loaded, dict):
+        found = {key: _tensors(value) for key, value in loaded.items() if isinstance(value, dict)}
+        found = {key: value for key, value in found.items() if any(tensor.ndim > 1 for tensor in value.values())}
+        usual = [key for key in USUAL if key in found] or list(found)
+        if len(found) > 1 and usual == list(found):
+            raise UserError(path, f'holds several state dicts ({", ".join(map(str, found))})',
+                            'save the wanted one to a file of its own')
+        state = found[usual[0]] if found else _tensors(loaded)
+        if state:
+            return state
+    if '_modules' in getattr(loaded, '__dict__', {}):
+        raise UserError(path, 'holds a whole network, not its state dict', 'save its state_dict() where it was made')
+    raise UserError(path, 'holds no state dict (tensors by name)', 'give weights saved as a plain state dict')
+
+
+def _tensors(value):
+    """The tensors of a dict, by name."""
+    return {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, torch.Tensor)}
+
+
+def _unwrapped(key):
+    """A tensor's name without the words of wrappers: `_orig_mod` anywhere, `module` at the beginning, in any order."""
+    parts = [part for part in key.split('.') if part != '_orig_mod']
+    while len(parts) > 1 and parts[0] == 'module':
+        del parts[0]
+    return '.'.join(parts)
 
 
 # ---------------------------------------------------------------- the published EPS layout
@@ -107,14 +196,16 @@ def _layers(keys, most=8):
 def load_weights(net, weights, path, required='all'):
     """Load a state dict into net. Returns the LoadReport.
 
-    weights: from read_weights. path: the file it came from, for messages. required: 'all' (to infer) or 'backbone' (to
-    train from pretrained weights: the layers named in net.from_scratch may be missing).
+    weights: from read_weights. path: the file it came from, for messages. required: 'all', 'inference' (the layers
+    named in net.training_only may be missing) or 'backbone' (to train from pretrained weights: those named in
+    net.from_scratch may be missing).
     UserError: a required tensor is missing, a shape differs, a value is not finite. Then net is unchanged.
     """
     own = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTERS)}
     report = LoadReport([key for key in own if key in weights], [key for key in own if key not in weights],
                         [key for key in weights if key not in own and not key.endswith(COUNTERS)])
-    may_miss = tuple(f'{name}.' for name in net.from_scratch) if required == 'backbone' else ()
+    optional = {'all': (), 'inference': getattr(net, 'training_only', ()), 'backbone': net.from_scratch}[required]
+    may_miss = tuple(f'{name}.' for name in optional)
     needed = [key for key in report.missing if not key.startswith(may_miss)]
     network = type(net).__module__
     looks = f'it looks like {describe(weights)}'
@@ -141,6 +232,8 @@ def describe(state):
              ('fc_proj', 'a SEAM + PPC or EPS + PPC'), ('f9', 'a SEAM'),
              ('fc8', 'a ResNet-38 classifier (plain EPS, for example)'), ('conv1a', 'a ResNet-38 backbone'),
              ('layer4', 'a ResNet backbone'))
+    if 'downsample' in parts and state.get('layer1.0.downsample.1.weight', torch.ones(1)).ndim == 4:
+        return 'a ResNet-D backbone, which averages before its shortcuts'
     name = next((words for sign, words in signs if sign in parts), 'none of the networks here')
     return f'{name} of width {width_of_weights(state):g}' if 'conv1a' in parts else name
 

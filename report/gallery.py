@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data.cams import read_cams
-from data.images import read_image
+from data.images import SUFFIXES, found_files, photo_files, read_image
 from data.lists import read_list
 from data.masks import read_mask
 from engine import files, parallel, pictures
@@ -34,7 +34,8 @@ def section(images, classes, workers=0, each=6):
 
     images: see report/page.py. Stages without files are left out; '' where no photo, ground truth or mask is there.
     """
-    ids = available(read_list(images['list'], 'list'), images['photos'], '.jpg')
+    photos = found_files(read_list(images['list'], 'list'), images['photos'], SUFFIXES)
+    ids = list(photos)
     ids = available(ids, images['ground_truth'], '.png')
     stages = [stage for stage in images['stages'] if available(ids, stage['folder'], SUFFIX[stage['kind']])]
     for stage in stages:
@@ -46,7 +47,7 @@ def section(images, classes, workers=0, each=6):
                               num_classes=classes.num_classes)
     scored = sorted(map(score, ids, parallel.map_images(count, ids, workers, 'report')), key=lambda item: item.miou)
     worst, best = scored[:each], scored[each:][::-1][:each]
-    blocks = [f'<h3>{title}</h3>{"".join(card(item, images, stages, classes) for item in group)}'
+    blocks = [f'<h3>{title}</h3>{"".join(card(item, photos[item.name], images, stages, classes) for item in group)}'
               for title, group in (('Worst', worst), ('Best', best)) if group]
     where, stage = html.escape(Path(images['list']).stem), html.escape(masks[-1]['title'])
     text = f'The extremes of {len(ids):,} images of {where}, by the mIoU that an image has by itself at “{stage}”: ' \
@@ -66,14 +67,14 @@ def score(name, counts):
     return Scored(name, float(metrics.class_iou(counts)[shown].mean()), tuple(np.flatnonzero(counts.sum(1)).tolist()))
 
 
-def card(item, images, stages, classes):
+def card(item, photo_path, images, stages, classes):
     """One image: its id, score and classes, and the strip of its pictures."""
-    photo = read_image(Path(images['photos']) / f'{item.name}.jpg', convert=True)
+    photo = read_image(photo_path, convert=True)
     cells = [picture(jpeg(photo), 'photo')]
     for stage in stages:
         path = Path(stage['folder']) / (item.name + SUFFIX[stage['kind']])
         if stage['kind'] == 'cam':
-            heat = read_cams(path, classes.num_foreground)[1].max(0)
+            heat = strongest(path, classes, photo.shape[:2])
             cells.append(picture(jpeg(pictures.overlay(photo, heat)), stage['title']))
         else:
             cells.append(picture(png(read_mask(path), classes.palette), stage['title'], 'mask'))
@@ -83,6 +84,12 @@ def card(item, images, stages, classes):
     words = f'<b>mIoU {item.miou:.1f}</b><span>{html.escape(present)}</span><span>{html.escape(item.name)}</span>'
     strip = f'<div class="strip" style="--n:{len(cells)}">{"".join(cells)}</div>'
     return f'<article class="card"><h4>{words}</h4>{strip}</article>'
+
+
+def strongest(path, classes, size):
+    """The strongest CAM per pixel of a file, float32 (H, W); 0 for an image of `size` (H, W) without any class."""
+    cams = read_cams(path, classes.num_foreground)[1]
+    return cams.max(0) if len(cams) else np.zeros(size, np.float32)
 
 
 def picture(uri, title, kind='photo'):
@@ -128,13 +135,13 @@ def save_sheet(images, path, classes, count=8):
     images: see report/page.py. classes: a ClassSet.
     """
     rows = []
-    for name in read_list(images['list'])[:count]:
-        photo = read_image(Path(images['photos']) / f'{name}.jpg')
+    for name, photo_path in photo_files(read_list(images['list'])[:count], images['photos']).items():
+        photo = read_image(photo_path)
         row = [photo]
         for stage in images['stages']:
             path_of = Path(stage['folder']) / (name + SUFFIX[stage['kind']])
             if stage['kind'] == 'cam':
-                row.append(pictures.overlay(photo, read_cams(path_of, classes.num_foreground)[1].max(0)))
+                row.append(pictures.overlay(photo, strongest(path_of, classes, photo.shape[:2])))
             else:
                 row.append(pictures.colour(read_mask(path_of), classes.palette))
         truth = read_mask(Path(images['ground_truth']) / f'{name}.png')

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import files, parallel
+from data.images import found_files, photo_files
+from data.masks import BINARY
+from engine import parallel
 from engine.errors import UserError
+from engine.evaluation import absent_text
 from engine.workers import count_pseudo_mask
 from tool import metrics
 
@@ -46,46 +49,54 @@ class Summary:
         if self.scored:
             lines.append(f'  mIoU {metrics.mean_iou(self.counts):.2f} against the ground truth, '
                          f'which {self.scored} of the {self.masks} images have')
+            absent = absent_text(self.counts)
+            lines += [f'  {absent}'] if absent else []
             if self.counts.trace() > 0.995 * self.counts.sum():
                 lines.append('  warning: these are the ground truth, or nearly: the result is not weakly supervised')
         return '\n'.join(lines)
 
 
-def check(ids, image_dir, mask_dir, gt_dir, classes, workers):
+def check(ids, image_dir, mask_dir, gt_dir, classes, workers, allow_unusual=False):
     """Read the masks `<mask_dir>/<id>.png` of `ids` in parallel and return their Summary.
 
     gt_dir: folder of ground truth; masks of images that have ground truth are scored, for the report only. classes: a
     ClassSet.
-    UserError: masks missing (named), in RGB, not of the image's size, with a label out of range; a folder that is
-    mostly background, mostly without objects or mostly ignored.
+    UserError: masks missing (named), in RGB, not of the image's size, with a label out of range; a folder of binary
+    masks or, unless allow_unusual, one that is mostly background, mostly without objects or mostly ignored.
     """
-    image_dir, mask_dir, gt_dir = Path(image_dir), Path(mask_dir), Path(gt_dir)
+    mask_dir = Path(mask_dir)
     refuse_missing(ids, mask_dir)
-    files.need_files(ids, image_dir, '.jpg', '--voc12_root')
-    without_gt = set(files.missing_files(ids, gt_dir, '.png'))
-    read = functools.partial(count_pseudo_mask, image_dir=image_dir, mask_dir=mask_dir, num_classes=classes.num_classes)
-    items = [(name, None if name in without_gt else gt_dir / f'{name}.png') for name in ids]
+    photos, truth = photo_files(ids, image_dir), found_files(ids, gt_dir, ('.png',))
+    read = functools.partial(count_pseudo_mask, mask_dir=mask_dir, num_classes=classes.num_classes)
+    items = [(name, photos[name], truth.get(name)) for name in ids]
     pixels, counts = zip(*parallel.map_images(read, items, workers, 'check masks'))
     empty = sum(not p[1:classes.num_classes].any() for p in pixels)
-    summary = Summary(len(ids), sum(pixels), empty, sum(counts), len(ids) - len(without_gt))
-    refuse(summary, mask_dir)
+    summary = Summary(len(ids), sum(pixels), empty, sum(counts), len(truth))
+    refuse(summary, mask_dir, allow_unusual)
     return summary
 
 
 def refuse_missing(ids, mask_dir):
     """UserError naming the ids without a mask (the first ten)."""
-    missing = files.missing_files(ids, mask_dir, '.png')
+    found = found_files(ids, mask_dir, ('.png',))
+    missing = [i for i in ids if i not in found]
     if missing:
         named = ', '.join(missing[:10]) + (', …' if len(missing) > 10 else '')
         raise UserError(mask_dir, f'{len(missing)} of {len(ids)} pseudo masks are missing: {named}',
                         'finish the step that writes them, or correct --pseudo_gt (DATA_PSEUDO_GT)')
 
 
-def refuse(summary, mask_dir):
-    """UserError where the masks cannot be right: nearly all background, without objects, or ignored."""
-    look = 'check --pseudo_gt (DATA_PSEUDO_GT) and the step that wrote it'
-    if summary.ignored > MOST_IGNORED:
+def refuse(summary, mask_dir, allow_unusual):
+    """UserError where the masks cannot be right, being binary, or are unlikely to be: nearly all background, without
+    objects, or ignored. allow_unusual: take these; small objects and sets of mostly negative images are like that."""
+    look = ('check --pseudo_gt (DATA_PSEUDO_GT) and the step that wrote it or, if the masks are right, add '
+            '--allow_unusual_masks')
+    if summary.ignored > MOST_IGNORED and not allow_unusual:
         raise UserError(mask_dir, f'{100 * summary.ignored:.1f}% of the pixels are ignored', look)
+    if summary.empty == summary.masks and summary.pixels[metrics.IGNORE]:
+        raise UserError(mask_dir, BINARY, 'write objects as their class, 1 and up')
+    if allow_unusual:
+        return
     if summary.histogram[0] > MOST_BACKGROUND:
         raise UserError(mask_dir, f'{100 * summary.histogram[0]:.1f}% of the labelled pixels are background', look)
     if summary.empty > MOST_EMPTY * summary.masks:

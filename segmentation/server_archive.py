@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.images import image_folder, image_size
+from data.images import image_folder, image_size, photo_files
 from data.lists import read_list
 from engine import cli, files
 from engine.errors import UserError
@@ -42,9 +42,10 @@ def write(path, ids, predict_dir):
 def check(path, ids, image_dir, classes):
     """Read the archive through and check each file: palette PNG, VOC's colours, the image's size, labels in range.
 
-    ids: those that the archive must hold, no more and no fewer. image_dir: `<id>.jpg`. classes: a ClassSet. Nothing is
-    unpacked. UserError naming the file and what is wrong with it; returns nothing where all is well.
+    ids: those that the archive must hold, no more and no fewer. image_dir: their photos. classes: a ClassSet. Nothing
+    is unpacked. UserError naming the file and what is wrong with it; returns nothing where all is well.
     """
+    photos = photo_files(ids, image_dir)
     expected = {f'{FOLDER}/{name}.png': name for name in ids}
     try:
         with tarfile.open(path, 'r:gz') as archive:
@@ -53,7 +54,7 @@ def check(path, ids, image_dir, classes):
                     continue
                 if entry.name not in expected or not entry.isfile():
                     raise UserError(path, f'holds {entry.name}, none of the {len(ids)} results or one twice', WRONG)
-                size = image_size(Path(image_dir) / f'{expected.pop(entry.name)}.jpg')
+                size = image_size(photos[expected.pop(entry.name)])
                 check_png(f'{path}:{entry.name}', archive.extractfile(entry).read(), size, classes)
     except FileNotFoundError:
         raise UserError(path, 'archive not found', 'correct --check') from None

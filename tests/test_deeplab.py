@@ -74,8 +74,8 @@ def test_batchnorm_has_its_momentum_and_convolutions_alone_are_trained():
 def test_weights_of_torchvision_load_in_full():
     state = torchvision.models.resnet101().state_dict()
     del state['fc.weight'], state['fc.bias']  # ImageNet's classifier
-    assert deeplab.options_of('deeplabv2_resnet101', state) == {'plain_stem': True}
-    net = deeplab.build('deeplabv2_resnet101', VOC.num_classes, plain_stem=True)
+    assert deeplab.options_of('deeplabv2_resnet101', state) == {'stem': None}
+    net = deeplab.build('deeplabv2_resnet101', VOC.num_classes, stem=None)
     net.backbone.load_state_dict(state)  # strict: every tensor finds its place, none is missing
     assert torch.equal(net.backbone.layer4[2].conv3.weight, state['layer4.2.conv3.weight'])
 
@@ -87,7 +87,7 @@ def test_width_and_stem_come_from_the_weights():
         assert deeplab.options_of('deeplabv1_resnet38', state) == {'width': 1 / 8}
     with torch.device('meta'):
         deep = deeplab.build('deeplabv1_resnet101', VOC.num_classes)
-    assert deeplab.options_of('deeplabv1_resnet101', deep.state_dict()) == {'plain_stem': False}
+    assert deeplab.options_of('deeplabv1_resnet101', deep.state_dict()) == {'stem': (64, 64, 128)}
     with pytest.raises(KeyError):
         deeplab.options_of('deeplabv1_resnet101', narrow.state_dict())
     with pytest.raises(ValueError):

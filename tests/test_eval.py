@@ -190,7 +190,7 @@ def test_a_coloured_mask_is_refused(data, capsys):
 
 
 @pytest.mark.parametrize('value, words', [
-    (np.zeros((21, 55, 59), np.float32), 'not a dict'), ({}, 'no class'), ({20: np.zeros((55, 59))}, 'do not fit'),
+    (np.zeros((21, 55, 59), np.float32), 'not a dict'), ({20: np.zeros((55, 59))}, 'do not fit'),
     ({0: np.zeros((55, 59)), 1: np.zeros((5, 5))}, 'no CAMs of one shape'),
     ({0: np.full((55, 59), np.nan)}, 'not finite')])
 def test_files_that_hold_no_cams_are_refused(data, capsys, value, words):
@@ -199,8 +199,8 @@ def test_files_that_hold_no_cams_are_refused(data, capsys, value, words):
 
 
 def test_the_error_of_a_worker_process_is_one_line_too(data, capsys):
-    files.save_npy(data / 'npy' / f'{IDS[0]}.npy', {})
-    assert_eval_refuses(capsys, data, f'{IDS[0]}.npy', 'no class', num_workers=2)
+    files.save_npy(data / 'npy' / f'{IDS[0]}.npy', {20: np.zeros((55, 59))})
+    assert_eval_refuses(capsys, data, f'{IDS[0]}.npy', 'do not fit', num_workers=2)
 
 
 def test_a_log_that_cannot_be_written_is_refused(data, capsys):

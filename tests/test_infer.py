@@ -285,14 +285,6 @@ def test_the_real_command_ends_with_one_line_and_no_traceback_from_a_worker_eith
     assert run.stderr.splitlines()[-1].startswith(f'error: {expected}') and 'Traceback' not in run.stderr
 
 
-def test_an_image_without_a_class_has_no_cam(devkit, tiny, tmp_path, capsys):
-    labels = read_npy(devkit / 'labels.npy')
-    labels[second(devkit)[0]][:] = 0
-    np.save(devkit / 'labels.npy', labels)
-    message = assert_refused(capsys, 'contrast_infer', *inference_of(devkit, tiny, tmp_path / 'out'))
-    assert f'{second(devkit)[0]} has no class' in message
-
-
 def foreign_weights(kind, path, toy):
     """Write weights that network.resnet38_contrast cannot infer with; returns what the error must say."""
     if kind == 'another network':

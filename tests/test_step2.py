@@ -427,11 +427,12 @@ def resize(path):
     save_npy(path, {0: np.ones((5, 6), np.float32)})
 
 
-def empty(path):
-    save_npy(path, {})
+def out_of_range(path):
+    save_npy(path, {20: np.zeros((64, 80))})
 
 
-@pytest.mark.parametrize('spoil, message', [(remove, 'not found'), (resize, 'CAMs are 6x5'), (empty, 'no class')])
+@pytest.mark.parametrize('spoil, message', [
+    (remove, 'not found'), (resize, 'CAMs are 6x5'), (out_of_range, 'do not fit')])
 @pytest.mark.parametrize('script, argv, out', [('aff_prepare', prepare_argv, '--out_crf'),
                                                ('aff_infer', infer_argv, '--out_rw')])
 def test_bad_cams_are_named(capsys, toy, chain, tmp_path, script, argv, out, spoil, message):

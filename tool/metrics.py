@@ -38,6 +38,16 @@ def mean_iou(counts):
     return class_iou(counts).mean(-1)
 
 
+def occurring(counts):
+    """Which classes are present or predicted at all, bool (..., C), of confusion counts (..., C, C + 1)."""
+    return counts.sum(-1) + counts[..., :counts.shape[-2]].sum(-2) > 0
+
+
+def mean_iou_occurring(counts):
+    """The mean of class_iou over the classes that occur, in percent, float64 (...,); 0 where none does."""
+    return class_iou(counts).sum(-1) / np.maximum(1, occurring(counts).sum(-1))
+
+
 def score_histogram(gt, cams, thresholds, num_classes):
     """Count one image's pixels by true label, best foreground class and score: what every threshold's result needs.
 

@@ -17,11 +17,11 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, wha
 
 import numpy as np
 
+from data.images import SUFFIXES, found_files, need_images
 from data.labels import save_labels
 from data.lists import read_list, save_list
-from engine import cli, files, parallel
+from engine import cli, files, parallel, workers
 from engine.errors import UserError
-from engine.workers import saliency_problem
 from voc12.classes import VOC
 
 VOC_COUNTS = {'train': 1464, 'val': 1449, 'train_aug': 10582, 'test': 1456}  # ids in the full VOC 2012 with SBD
@@ -105,26 +105,29 @@ def read_annotation(path):
 
 def read_all_labels(ids, folder):
     """Labels of those `ids` that have an annotation: dict id → label, ids in order."""
-    missing = set(files.missing_files(ids, folder, '.xml'))
-    with parallel.progress([i for i in ids if i not in missing], 'annotations') as bar:
-        return {i: read_annotation(folder / f'{i}.xml') for i in bar}
+    with parallel.progress(found_files(ids, folder, ('.xml',)).items(), 'annotations') as bar:
+        return {i: read_annotation(path) for i, path in bar}
 
 
 # ---------------------------------------------------------------- saliency
 
-def check_saliency(ids, saliency_dir, image_dir, workers):
+def check_saliency(ids, saliency_dir, image_dir, num_workers):
     """Check the saliency maps of those `ids` that have an image, and print a line. UserError where a map is unfit."""
-    files.need_files(ids, saliency_dir, '.png', '--saliency_dir')
-    absent = set(files.missing_files(ids, image_dir, '.jpg'))
-    ids = [i for i in ids if i not in absent]
-    check = functools.partial(saliency_problem, saliency_dir=Path(saliency_dir), image_dir=image_dir)
-    problems = [(i, text) for i, text in zip(ids, parallel.map_images(check, ids, workers, 'saliency')) if text]
+    need_images(ids, saliency_dir, ('.png',), '--saliency_dir')
+    photos = found_files(ids, image_dir, SUFFIXES)
+    ids = list(photos)
+    check = functools.partial(workers.check_saliency, saliency_dir=Path(saliency_dir))
+    checked = dict(zip(ids, parallel.map_images(check, photos.items(), num_workers, 'saliency')))
+    problems = [(i, text) for i, (text, _) in checked.items() if text]
     if problems:
         image, text = problems[0]
         raise UserError(Path(saliency_dir) / f'{image}.png',
                         f'saliency map {text} ({len(problems)} of {len(ids)} maps are unfit)',
                         'write each as an 8-bit grey PNG, 0..255, of the size of its image')
     print(f'{saliency_dir}: {len(ids)} saliency maps, all fit')
+    black = [i for i, (_, is_black) in checked.items() if is_black]
+    if black:
+        warn(f'{len(black)} saliency maps are zero everywhere, {black[0]}.png the first')
 
 
 # ---------------------------------------------------------------- the script
@@ -138,17 +141,18 @@ def report(name, ids, root):
     """Print how many ids a list has, the count of VOC 2012 if it differs, and which files of these ids are missing."""
     count = '' if len(ids) == VOC_COUNTS[name] else f' (VOC 2012 has {VOC_COUNTS[name]})'
     print(f'{name}.txt: {len(ids)} ids{count}')
-    wanted = {'JPEGImages': '.jpg'}
+    wanted = {'JPEGImages': SUFFIXES}
     if name != 'test':  # VOC publishes no annotations of test
-        wanted['Annotations'] = '.xml'
+        wanted['Annotations'] = ('.xml',)
     if name in ('train', 'val'):
-        wanted['SegmentationClass'] = '.png'
+        wanted['SegmentationClass'] = ('.png',)
     if name in ('train', 'val') and (root / 'SegmentationClassAug').is_dir():
-        wanted['SegmentationClassAug'] = '.png'
-    for folder, suffix in wanted.items():
-        missing = files.missing_files(ids, root / folder, suffix)
+        wanted['SegmentationClassAug'] = ('.png',)
+    for folder, suffixes in wanted.items():
+        found = found_files(ids, root / folder, suffixes)
+        missing = [i for i in ids if i not in found]
         if missing:
-            warn(f'{name}: {folder} lacks {len(missing)} of {len(ids)} files, {missing[0]}{suffix} the first')
+            warn(f'{name}: {folder} lacks {len(missing)} of {len(ids)} files, {missing[0]}{suffixes[0]} the first')
 
 
 def get_args_parser():

@@ -69,8 +69,8 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
     save_cams(root / 'photo.npy', classes, cams)
 
     def ours():
-        write_probabilities('photo', root, root, out['ours'], iterations=10, num_classes=VOC.num_classes,
-                            convert_rgb=False, overwrite=True)
+        write_probabilities(('photo', root / 'photo.jpg'), root, out['ours'], iterations=10,
+                            num_classes=VOC.num_classes, convert_rgb=False, overwrite=True)
 
     def theirs(_=folder):  # the argument keeps the temporary folder alive
         image = np.asarray(Image.open(root / 'photo.jpg'))

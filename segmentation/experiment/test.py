@@ -12,10 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, whatever the working directory
 
-from data.images import image_folder
+from data.images import image_folder, need_images
 from data.lists import read_list
+from data.masks import need_objects
 from engine import cli, files, outputs, runinfo
-from engine.evaluation import evaluate_masks
+from engine.evaluation import absent_text, evaluate_masks
 from segmentation import predictions, server_archive
 from segmentation.experiment import config as configs
 from voc12.classes import VOC
@@ -55,7 +56,8 @@ def main(args):
     gt_dir = Path(args.gt_dir) if args.gt_dir else root / 'SegmentationClass'
     dataset = ScaledImages(ids, root, inference.scales_of(config.TEST_MULTISCALE), args.convert_rgb)
     if args.split == 'val':
-        files.need_files(ids, gt_dir, '.png', '--gt_dir; images without ground truth need --split test')
+        need_images(ids, gt_dir, ('.png',), '--gt_dir; images without ground truth need --split test')
+        need_objects(ids, gt_dir)
     net = to_device(model.trained(config, weights, VOC.num_classes), device, args.amp).eval()
 
     out_dir = files.out_dir(args.out_dir or f'{config.EXP_NAME}_{args.split}', '--out_dir')
@@ -95,10 +97,15 @@ def score(ids, list_name, output, gt_dir, out_dir, num_workers, made):
     miou = {name: float(result.miou[0]) for name, result in results.items()}
     class_iou = {name: dict(zip(output.classes.names, result.class_iou[0].tolist()))
                  for name, result in results.items()}
+    occurring = {name: float(result.miou_occurring[0]) for name, result in results.items()}
     files.save_json(out_dir / 'scores.json', {
         'list': str(list_name), 'images': len(ids), 'gt_dir': str(gt_dir), 'miou': miou, 'class_iou': class_iou,
-        'run': made})
+        'miou_occurring': occurring, 'run': made})
     print(table(miou, len(ids), list_name))
+    for name, result in results.items():
+        absent = absent_text(result.counts[0])
+        if absent:
+            print(f'{name}: {absent}')
 
 
 def table(miou, images, list_name):

@@ -27,6 +27,8 @@ def get_args_parser():
     configs.add_flags(parser, 'train')
     cli.add_image_flags(parser)
     parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
+    cli.add_switch(parser, '--allow_unusual_masks', 'train on masks that are mostly background, mostly without any '
+                                                    'object or mostly ignored')
     cli.add_device_flags(parser)
     cli.add_run_flags(parser)
     return parser
@@ -55,7 +57,8 @@ def main(args):
     net = to_device(net, device, args.amp)
 
     root, mask_dir = configs.located(args.voc12_root), configs.located(config.DATA_PSEUDO_GT)
-    masks = preflight.check(ids, image_folder(root), mask_dir, root / 'SegmentationClass', VOC, args.num_workers)
+    masks = preflight.check(ids, image_folder(root), mask_dir, root / 'SegmentationClass', VOC, args.num_workers,
+                            args.allow_unusual_masks)
     print(masks.text(VOC.names))
     jitter = (config.DATA_RANDOM_H, config.DATA_RANDOM_S, config.DATA_RANDOM_V)
     augmentation = Augmentation(config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE, jitter, config.DATA_RANDOMFLIP)
