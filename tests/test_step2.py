@@ -150,7 +150,8 @@ def train_argv(toy, folder, session):
 
 def background_of(folder):
     """The mean fraction of background in a folder of probabilities."""
-    return np.mean([(read_probabilities(path, VOC.num_classes)[1].argmax(0) == 0).mean() for path in folder.iterdir()])
+    return np.mean([(read_probabilities(path, VOC.num_classes)[1].argmax(0) == 0).mean()
+                    for path in folder.glob('*.npy')])
 
 
 def test_two_alphas_give_different_files_and_the_low_one_more_background(toy, chain):
