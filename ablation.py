@@ -6,6 +6,7 @@ Reads  toy/backbone.pth. Writes the toy set, every run and table.md into --out. 
 The figures are seeds (cam of contrast_infer.py, no CRF) on the toy train split, in mIoU.
 """
 import json
+import os
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from engine import cli, files, machine
 from engine.parallel import progress
-from report.pipeline import Step, run_steps
+from report.pipeline import Step, portable, run_steps
 from report.presets import TOY
 from tool.recipes import RECIPES
 
@@ -51,7 +52,7 @@ ROWS = {
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', default='runs/ablation', help='folder for everything')
+    parser.add_argument('--out', help='folder for everything (runs/ablation unless given)')
     parser.add_argument('--seeds', type=cli.positive, default=3, help='runs a row')
     parser.add_argument('--jobs', type=cli.positive, default=machine.cores(), help='runs at the same time')
     parser.add_argument('--threads', type=cli.positive, default=1, help='threads of each run')
@@ -62,6 +63,8 @@ def get_args_parser():
 
 
 def main(args):
+    args.out = portable(args.out or files.REPO / 'runs' / 'ablation')
+    os.chdir(files.REPO)  # where the paths of the commands count from
     out = files.out_dir(args.out, '--out')
     run_steps(data_steps(out), out / 'logs')
     jobs = [(row, seed) for seed in range(args.seeds) for row in args.rows]
@@ -76,8 +79,9 @@ def main(args):
 def data_steps(out):
     """The steps that make the toy set and its lists."""
     prepare = ('voc12/prepare.py', '--voc12_root', out / 'VOC2012', '--out', out / 'lists')
-    return [Step('toy', ('toy/make.py', '--out', out / 'VOC2012', *TOY.image_counts())),
-            Step('prepare', prepare, after=('toy',))]
+    return [Step('toy', ('toy/make.py', '--out', out / 'VOC2012', *TOY.image_counts()),
+                 leaves=(out / 'VOC2012/JPEGImages',)),
+            Step('prepare', prepare, after=('toy',), leaves=(out / 'lists/train.txt', out / 'lists/cls_labels.npy'))]
 
 
 def run_row(args, row, seed):
@@ -87,7 +91,7 @@ def run_row(args, row, seed):
     """
     run = run_folder(Path(args.out), row, seed)
     run_steps(row_steps(args, row, seed), run / 'logs', quiet=True)
-    result = json.loads((run / 'eval.txt.json').read_text())
+    result = json.loads((run / 'eval.txt.json').read_text(encoding='utf-8'))
     return tuple(result[kind][value] for kind in ('best', 'fixed') for value in ('miou', 'threshold'))
 
 
@@ -113,7 +117,8 @@ def row_steps(args, row, seed):
     score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',
              '--gt_dir', out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
              '--curve', *TOY.fixed_threshold(recipe), '--logfile', run / 'eval.txt', '--num_workers', 0)
-    return [Step('contrast_train', train, machine=machine), Step('contrast_infer', infer, ('contrast_train',), machine),
+    return [Step('contrast_train', train, machine=machine, leaves=(run / 'net.pth',)),
+            Step('contrast_infer', infer, ('contrast_train',), machine, leaves=(run / 'cam',)),
             Step('eval', score, ('contrast_infer',))]
 
 

@@ -7,12 +7,13 @@ Reads  --weights, --infer_list, <voc12_root>/JPEGImages, <cam_dir>/<id>.npy (con
 Writes <out_rw>/<id>.png (labels with the VOC palette; with --crf after the CRF) and, on demand, <out_rw_npy>/<id>.npy:
        pickled dict {class 0..: float32 (H, W)} of the walked CAMs, so that eval.py --curve sweeps the background
        without a second inference.
-An image whose files all exist is skipped, so the same command continues a run that was stopped.
+An image whose files all exist is skipped, so the same command continues a run that was stopped. run.json in each folder
+says what made its files; with other weights or flags the command refuses.
 """
 from pathlib import Path
 
 from data.lists import read_list
-from engine import cli, files
+from engine import cli, files, outputs, runinfo
 from voc12.classes import VOC
 
 
@@ -25,7 +26,7 @@ def get_args_parser():
     parser.add_argument('--cam_dir', required=True, help='folder of the CAMs (.npy)')
     parser.add_argument('--out_rw', required=True, help='folder of the pseudo masks (.png)')
     parser.add_argument('--out_rw_npy', help='folder of the walked CAMs (.npy)')
-    parser.add_argument('--bg', type=background, default=0.27, metavar='SCORE|alpha',
+    parser.add_argument('--bg', type=cli.word_or('alpha', cli.unit_interval), default=0.27, metavar='SCORE|alpha',
                         help='background score 0..1 that walks with the CAMs, or the word alpha: '
                              '(1 - strongest CAM)^alpha')
     parser.add_argument('--alpha', type=cli.positive_number, default=6., help='exponent of --bg alpha')
@@ -40,11 +41,6 @@ def get_args_parser():
     cli.add_crf_flag(parser)
     cli.add_device_flags(parser)
     return parser
-
-
-def background(text):
-    """The value of --bg: 'alpha' or a number in 0..1 (argparse type)."""
-    return text if text == 'alpha' else cli.unit_interval(text)
 
 
 def main(args):
@@ -64,12 +60,10 @@ def main(args):
     ids = read_list(args.infer_list, '--infer_list')
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     dataset = PaddedImages(ids, args.voc12_root, args.convert_rgb)
-    outputs = {'rw': (files.out_dir(args.out_rw, '--out_rw'), '.png')}
-    if args.out_rw_npy:
-        outputs['npy'] = files.out_dir(args.out_rw_npy, '--out_rw_npy'), '.npy'
-    dataset.keep(ids if args.overwrite else files.unfinished(ids, outputs.values()))
-    print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
     net = network_for_inference(args, device, method='affinity_features')
+    made = what_is_made(args)
+    dataset.keep(outputs.begin(made.values(), ids, args.overwrite))
+    print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
     settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf_setting if args.crf else None,
                             args.crf_iters, VOC, engine)
 
@@ -77,9 +71,25 @@ def main(args):
         for item in progress(single_items(dataset, args.num_workers, device), 'random walk', len(dataset)):
             with autocast(device, args.amp):
                 affinity = net(item['image'][None].to(device, non_blocking=True))[0]
-            paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in outputs.items()}
+            paths = {kind: output.folder / (item['name'] + output.suffix) for kind, output in made.items()}
             cam_path = Path(args.cam_dir) / f'{item["name"]}.npy'
             pool.submit(write_pseudo_mask, paths, cam_path, item['pixels'], affinity.cpu().numpy(), settings)
+
+
+def what_is_made(args):
+    """{'rw', and 'npy' where it is asked for: outputs.Output}; the folders are made."""
+    walked = {'weights': args.weights, 'weights_sha256': runinfo.digest(args.weights), 'network': args.network,
+              'cams_sha256': outputs.origin(args.cam_dir, '.npy'), 'bg': args.bg,
+              'alpha': args.alpha if args.bg == 'alpha' else None, 'beta': args.beta, 'logt': args.logt,
+              'amp': args.amp}
+    masks = {'kind': 'pseudo masks', **walked, 'crf': args.crf}
+    if args.crf:
+        masks |= {'crf_setting': args.crf_setting, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine}
+    made = {'rw': outputs.Output(files.out_dir(args.out_rw, '--out_rw'), '.png', masks)}
+    if args.out_rw_npy:
+        folder = files.out_dir(args.out_rw_npy, '--out_rw_npy')
+        made['npy'] = outputs.Output(folder, '.npy', {'kind': 'walked CAMs', **walked})
+    return made
 
 
 if __name__ == '__main__':

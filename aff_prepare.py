@@ -5,14 +5,15 @@
 Reads  --infer_list, <voc12_root>/JPEGImages, <cam_dir>/<id>.npy (contrast_infer.py --out_cam).
 Writes <out_crf>/4.00/<id>.npy and <out_crf>/24.00/<id>.npy, a folder per --alpha: pickled dicts {0: background,
        k + 1: class k} of the present classes' probabilities, float16 (H, W): aff_train.py's --la_crf_dir, --ha_crf_dir.
-An image whose files all exist is skipped, so the same command continues a run that was stopped.
+An image whose files all exist is skipped, so the same command continues a run that was stopped. run.json in each folder
+says what made its files; with other weights or flags the command refuses.
 """
 from functools import partial
 from pathlib import Path
 
 from data.images import image_folder, photo_files
 from data.lists import read_list
-from engine import cli, files
+from engine import cli, files, outputs
 from engine.errors import UserError
 from voc12.classes import VOC
 
@@ -48,7 +49,10 @@ def main(args):
     photos = photo_files(ids, image_folder(args.voc12_root))
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
-    wanted = ids if args.overwrite else files.unfinished(ids, [(folder, '.npy') for folder in folders.values()])
+    made = {'kind': 'class probabilities after the CRF', 'cams_sha256': outputs.origin(args.cam_dir, '.npy'),
+            'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine}
+    wanted = outputs.begin([outputs.Output(folder, '.npy', {**made, 'alpha': alpha})
+                            for alpha, folder in folders.items()], ids, args.overwrite)
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
     refine = partial(write_probabilities, cam_dir=Path(args.cam_dir), folders=folders, iterations=args.crf_iters,
                      num_classes=VOC.num_classes, convert_rgb=args.convert_rgb, overwrite=args.overwrite, engine=engine)

@@ -35,27 +35,36 @@ def main(args):
     import torch
 
     from data.affinity import AffinityCrops
+    from engine.datasets import check_photos
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
+    from engine.outputs import origin
+    from engine.runinfo import fingerprint
     from engine.training import Run, parameter_groups
     from engine.training_pictures import affinity_figure
-    from engine.validation import validate_affinity, validation_ids
+    from engine.validation import validate_affinity, validation_ids, warn_of_shared_ids
     from tool.affinity import WEIGHTS, affinity_loss, pair_labels
 
     device = set_up(args, args.session_name)
     ids = read_list(args.train_list, '--train_list')
     check(args, len(ids))
+    warn_of_shared_ids(ids, args.train_list, args.val_list)
     check_alphas(ids, args.la_crf_dir, args.ha_crf_dir, VOC.num_classes)
     where = args.voc12_root, args.la_crf_dir, args.ha_crf_dir, VOC.num_classes, args.crop_size
     dataset = AffinityCrops(ids, *where, train=True, convert_rgb=args.convert_rgb)
     val_ids = in_both_folders(validation_ids(args), args)
     validation = val_ids and AffinityCrops(val_ids, *where, train=False, convert_rgb=args.convert_rgb)
+    check_photos(dataset, '--train_list')
+    if validation:
+        check_photos(validation, '--val_list')
     net = network_for_training(args, device, method='affinity_features')
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches)
+              epochs=args.max_epoches, inputs={'train_ids': fingerprint(len(ids), '\n'.join(ids).encode()),
+                                               'low_alpha': origin(args.la_crf_dir, '.npy'),
+                                               'high_alpha': origin(args.ha_crf_dir, '.npy')})
     for batch in run.batches(dataset):
         label = batch['label'].to(device, non_blocking=True)
         with autocast(device, args.amp):
@@ -65,7 +74,7 @@ def main(args):
         if run.picture_due:
             run.log_figure('affinity', affinity_figure(batch, affinity, VOC.palette))
         if run.epoch_ended and validation:
-            run.log_scalars(validate_affinity(net, validation, args, device))
+            run.validate(lambda: validate_affinity(net, validation, args, device))
     run.finish()
 
 

@@ -8,12 +8,13 @@ Reads  --weights, --infer_list, <voc12_root>/JPEGImages, --cls_labels.
 Writes <out_cam>/<id>.npy (pickled dict {class 0..: float32 (H, W)} of the present classes), <out_cam_pred>/<id>.png
        (argmax with a constant background score), <out_crf>/<id>.png (that argmax refined by the dense CRF; with
        --baseline eps the CRF of the scores themselves, which are the pseudo masks of Step 3).
-An image whose files all exist is skipped, so the same command continues a run that was stopped.
+An image whose files all exist is skipped, so the same command continues a run that was stopped. run.json in each folder
+says what made its files; with other weights or flags the command refuses.
 """
 import functools
 
 from data.lists import read_list
-from engine import cli, files
+from engine import cli, files, outputs, runinfo
 from engine.errors import UserError
 from voc12.classes import VOC
 
@@ -27,7 +28,7 @@ def get_args_parser():
     cli.add_inference_flags(parser, 'voc12/train.txt')
     cli.add_image_flags(parser)
     cli.add_label_flag(parser)
-    parser.add_argument('--scales', type=cli.positive_number, nargs='+', default=SCALES,
+    parser.add_argument('--scales', type=cli.scale, nargs='+', default=SCALES,
                         help='factors of the image size whose CAMs are summed')
     parser.add_argument('--out_cam', help='folder of the CAMs (.npy)')
     parser.add_argument('--out_cam_pred', help='folder of the seeds (.png)')
@@ -55,15 +56,15 @@ def main(args):
     recipe = cli.chosen_recipe(args, 'infer')
     device = set_up(args)
     engine = chosen_engine(args.crf_engine, device) if args.out_crf else CrfEngine()
-    outputs = output_folders(args)
+    folders = output_folders(args)
     ids = read_list(args.infer_list, '--infer_list')
     dataset = MultiScaleImages(ids, args.voc12_root, args.cls_labels, VOC.num_foreground, args.scales, args.convert_rgb)
-    dataset.keep(ids if args.overwrite else files.unfinished(ids, outputs.values()))
+    net = network_for_inference(args, device, recipe, num_classes=VOC.num_classes)
+    dataset.keep(outputs.begin(what_is_made(args, recipe, folders), ids, args.overwrite))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
           f'{len(args.scales)} scales with flips')
     if dataset.negatives:
         print(f'{dataset.negatives} images have no class: their CAM files are empty, their masks all background')
-    net = network_for_inference(args, device, recipe, num_classes=VOC.num_classes)
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
     settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC, engine)
     workers = engine.workers(args.num_workers) if args.out_crf else 0
@@ -79,7 +80,7 @@ def main(args):
             if is_blank(item['pixels']):
                 # A nearly constant map stretched to 0..1 falls far below 0 where it is lowest (METHOD 9.5).
                 cams = cams.clamp(0, 1)
-            paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in outputs.items()}
+            paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in folders.items()}
             pool.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
 
 
@@ -94,6 +95,20 @@ def output_folders(args):
     if len(set(pictures)) < len(pictures):
         raise UserError('--out_crf', 'is the folder of --out_cam_pred', 'give another folder')
     return folders
+
+
+def what_is_made(args, recipe, folders):
+    """The outputs.Output of each folder of output_folders. Every kind names only what decides its own content."""
+    cams = {'weights': args.weights, 'weights_sha256': runinfo.digest(args.weights), 'baseline': args.baseline,
+            'network': args.network, 'background_last': args.background_last, 'map': recipe.map,
+            'scales': args.scales, 'amp': args.amp, 'cls_labels': runinfo.digest(files.repo_path(args.cls_labels))}
+    seeds = cams | {'out_cam_pred_alpha': args.out_cam_pred_alpha}
+    # Where the CRF refines the scores (EPS), the seeds' background score has no part in it.
+    refined = cams if recipe.crf_alpha is not None else seeds
+    made = {'cam': {'kind': 'CAMs', **cams}, 'pred': {'kind': 'seeds', **seeds},
+            'crf': {'kind': 'seeds after the CRF', **refined, 'crf_iters': recipe.crf_iters,
+                    'crf_alpha': recipe.crf_alpha, 'crf_engine': args.crf_engine}}
+    return [outputs.Output(folder, suffix, made[kind]) for kind, (folder, suffix) in folders.items()]
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ def get_args_parser():
     cli.add_image_flags(parser)
     cli.add_label_flag(parser)
     cli.add_training_flags(parser)
-    parser.add_argument('--resize_long', type=cli.positive, nargs=2, default=(448, 768), metavar=('LOW', 'HIGH'),
+    parser.add_argument('--resize_long', type=cli.side, nargs=2, default=(448, 768), metavar=('LOW', 'HIGH'),
                         help='range of the random long side in pixels, before cropping')
     cli.add_device_flags(parser)
     return parser
@@ -30,12 +30,13 @@ def main(args):
     # Imported here, because --help need not wait for torch.
     import torch
 
-    from engine.datasets import training_images, validation_images
+    from engine.datasets import check_photos, training_images, validation_images
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
+    from engine.runinfo import fingerprint
     from engine.training import Run, parameter_groups
     from engine.training_pictures import cam_figure
-    from engine.validation import validate_classification
+    from engine.validation import validate_classification, warn_of_shared_ids
     from network.weights import to_published_eps
     from tool.cam import resize
     from tool.seam import Target, present_channels
@@ -43,14 +44,19 @@ def main(args):
     recipe = cli.chosen_recipe(args, 'train')
     ids = read_list(args.train_list, '--train_list')
     check(args, recipe, len(ids))
+    warn_of_shared_ids(ids, args.train_list, args.val_list)
     device = set_up(args, args.session_name)
     net = network_for_training(args, device, recipe, num_classes=VOC.num_classes)
     dataset, validation = training_images(ids, args, recipe, VOC), validation_images(args, VOC)
+    check_photos(dataset, '--train_list')
+    if validation:
+        check_photos(validation, '--val_list')
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches)
+              epochs=args.max_epoches, inputs={'train_ids': fingerprint(len(ids), '\n'.join(ids).encode()),
+                                               'labels': fingerprint(len(ids), dataset.labels.numpy().tobytes())})
     for batch in run.batches(dataset):
         target = Target(batch['label'], present_channels(batch['label']), batch.get('saliency')).to(device)
         image = batch['image'].to(device, non_blocking=True)
@@ -63,7 +69,7 @@ def main(args):
         if run.picture_due:
             run.log_figure('maps', cam_figure(image, view1, target, recipe.bg_threshold, VOC.palette))
         if run.epoch_ended and validation:
-            run.log_scalars(validate_classification(net, validation, args, device))
+            run.validate(lambda: validate_classification(net, validation, args, device))
     run.finish()
     if args.save_layout == 'published':
         run.save_weights(to_published_eps(net.state_dict()))

@@ -31,8 +31,9 @@ def main(args):
     from report import gallery, page
 
     recipe = RECIPES[args.baseline]
+    default = files.REPO / 'runs' / ('demo' if recipe.name == 'seam' else f'demo_{recipe.name}')
+    out = pipeline.portable(args.out or default)
     os.chdir(files.REPO)  # where the paths of the commands count from
-    out = args.out or ('runs/demo' if recipe.name == 'seam' else f'runs/demo_{recipe.name}')
     paths = toy_paths(out, recipe)
     steps = toy_steps(recipe, paths, chain.shared_flags(args), chain.machine(args))
     seconds = pipeline.run_steps(steps, Path(out) / 'log', args.dry_run, args.start)
@@ -57,7 +58,7 @@ def toy_steps(recipe, paths, shared=(), machine=chain.Machine()):
     shared, machine: as for report/chain.py, chain.
     """
     toy = pipeline.Step('toy', ('toy/make.py', '--out', paths.voc12_root, *TOY.image_counts()),
-                        makes=(paths.voc12_root,))
+                        makes=(paths.voc12_root,), leaves=(f'{paths.voc12_root}/JPEGImages',))
     box = pipeline.Step('box', ('toy/centred_box.py', '--list', paths.list('train'), '--voc12_root', paths.voc12_root,
                                 '--cls_labels', f'{paths.lists}/cls_labels.npy', '--out', paths.under('box')),
                         ('prepare',), makes=(paths.under('box'),))

@@ -26,7 +26,7 @@ def get_args_parser():
     parser.add_argument('--list', default='voc12/train.txt', help='list of image ids')
     parser.add_argument('--predict_dir', required=True, help='folder of the predictions')
     parser.add_argument('--gt_dir', default='VOC2012/SegmentationClass', help='folder of the ground-truth masks')
-    parser.add_argument('--comment', required=True, help='what this run is, for the log')
+    parser.add_argument('--comment', required=True, empty=True, help='what this run is, for the log')
     parser.add_argument('--type', choices=('npy', 'png'), default='png', help='CAM dicts or label masks')
     cli.add_switch(parser, '--curve', f'try the {len(metrics.CURVE)} background scores '
                                       f'{metrics.CURVE[0]:.2f}..{metrics.CURVE[-1]:.2f} (--type npy)')
@@ -58,7 +58,7 @@ def main(args):
     append_log(logfile, args.comment, published_log(args, summary, result))
     files.save_json(f'{logfile}.json', summary)
     if args.curve:
-        title = f'{args.comment}, {result.images} images, split {split}'
+        title = f'{" ".join(args.comment.split())}, {result.images} images, split {split}'
         save_threshold_curve(f'{logfile}.png', title, summary)
 
 
@@ -151,7 +151,7 @@ def published_log(args, summary, result):
 
 def append_log(path, comment, entries):
     """Append one entry in the published form: date and comment, `key:value` pairs, a rule."""
-    text = time.strftime('%Y-%m-%d %H:%M:%S') + f'\t{comment}\n'
+    text = time.strftime('%Y-%m-%d %H:%M:%S') + f'\t{" ".join(comment.split())}\n'
     text += '  '.join(f'{key}:{value}' for key, value in entries.items()) + '\n' + '=' * 37 + '\n'
     try:
         with open(path, 'a', encoding='utf-8') as file:

@@ -13,6 +13,7 @@ from pathlib import Path
 from engine import cli, files
 from engine.errors import UserError
 from report import chain, pipeline
+from report.pipeline import portable
 from tool.recipes import RECIPES
 from voc12.classes import VOC
 
@@ -74,14 +75,6 @@ def check(args, recipe):
     if args.saliency_dir and not recipe.saliency:
         raise UserError('--saliency_dir', f'--baseline {recipe.name} uses no saliency maps',
                         'leave it out, or add --baseline eps')
-
-
-def portable(path):
-    """A path of the user's for the steps, which run in the repository's folder: relative to it if it lies inside."""
-    if not str(path):
-        return ''
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(files.REPO) if path.is_relative_to(files.REPO) else path)
 
 
 def added_arguments(texts):

@@ -5,6 +5,7 @@ The dict of an image without any class is empty. Files of IRN and what descends 
 """
 import numpy as np
 
+from data.probabilities import are_probabilities
 from engine.errors import UserError
 from engine.files import read_npy, save_npy
 
@@ -20,7 +21,8 @@ def read_cams(path, num_foreground, size=None):
     """Read the CAMs of an image: present (K,) int64, foreground indices from 0, ascending; cams float32 (K, H, W).
 
     size: the (H, W) that they must have. An image without any class has CAMs (0, H, W), or (0, 0, 0) without `size`.
-    UserError: not such a dict, a class out of range, shapes that differ, values that are not finite, another size.
+    UserError: not such a dict, a class out of range, shapes that differ, values that are not finite, class
+    probabilities (data/probabilities.py), another size.
     """
     value = read_npy(path)
     if not isinstance(value, dict):
@@ -36,6 +38,9 @@ def read_cams(path, num_foreground, size=None):
     if present[0] < 0 or present[-1] >= num_foreground or cams.ndim != 3:
         raise UserError(path, f'classes {present.tolist()} of shape {cams.shape[1:]} do not fit {num_foreground} '
                               'classes', REDO)
+    if len(present) > 1 and present[0] == 0 and are_probabilities(cams):
+        raise UserError(path, "holds class probabilities, with the background as 0, as aff_prepare.py's CRF writes "
+                              'them, no CAMs', "give the folder of contrast_infer.py's --out_cam")
     if not np.isfinite(cams).all():
         raise UserError(path, 'holds values that are not finite', REDO)
     if size is not None and cams.shape[1:] != tuple(size):

@@ -9,6 +9,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.files import need_files, read_npy, save_npy
 
+SUM = 0.5, 1.01  # of a pixel's probabilities: below 1 by those of absent classes, above it by rounding
 REDO = 'write it again with aff_prepare.py'
 SAMPLE = 16  # images looked at to tell the low from the high alpha
 
@@ -24,7 +25,7 @@ def read_probabilities(path, num_classes, size=None):
     """Read the probabilities of an image: labels (K,) int64, mask values, 0 first, and scores (K, H, W).
 
     Reads the dict and, as published code writes it, an array (num_classes, H, W). size: the (H, W) they must have.
-    UserError: another content, labels out of range or without background, another size.
+    UserError: another content, labels out of range or without background, CAMs, another size.
     """
     value = read_npy(path)
     if not isinstance(value, dict):
@@ -36,9 +37,18 @@ def read_probabilities(path, num_classes, size=None):
         raise UserError(path, f'holds no class probabilities of one shape ({error})', REDO) from error
     if labels[0] != 0 or labels[-1] >= num_classes or scores.ndim != 3 or scores.dtype.kind != 'f':
         raise UserError(path, f'labels {labels.tolist()} of shape {scores.shape[1:]} are no class probabilities', REDO)
+    if not are_probabilities(scores):
+        raise UserError(path, 'holds scores that do not add up to 1, such as CAMs, no class probabilities',
+                        "give a folder of aff_prepare.py's --out_crf")
     if size is not None and scores.shape[1:] != tuple(size):
         raise UserError(path, f'is {scores.shape[2]}x{scores.shape[1]}, the image is {size[1]}x{size[0]}', REDO)
     return labels, scores
+
+
+def are_probabilities(scores):
+    """Whether scores (K, H, W) can be the probabilities of an image's classes: CAMs are near 0 or above 1 together."""
+    total = scores.sum(0, dtype=np.float32)
+    return bool(SUM[0] <= total.min() and total.max() <= SUM[1])
 
 
 def check_alphas(ids, low_dir, high_dir, num_classes):

@@ -114,9 +114,11 @@ def classification_val(crop):
 
 def at_scale(image, scale):
     """A uint8 image (H, W, 3), resized by PIL bicubic to rounded sides: normalised float32 (3, round(H·s), round(W·s)).
+
+    No side becomes 0.
     """
     height, width = image.shape[:2]
-    size = (round(width * scale), round(height * scale))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = Image.fromarray(image)
     return to_normalised()(picture if scale == 1 else picture.resize(size, Image.Resampling.BICUBIC))
 

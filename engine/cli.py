@@ -1,10 +1,11 @@
 """Command lines: the parser, types with bounds, groups of flags that scripts share. No torch here."""
 import argparse
 import dataclasses
-import math
+import functools
 import sys
+from pathlib import Path
 
-from engine import machine
+from engine import distributed, machine, process
 from engine.errors import UserError
 from engine.files import REPO
 from tool.crf import ENGINES
@@ -23,8 +24,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, with usage mistakes in this project's one-line form, and the defaults shown in --help.
 
-    add_argument takes one keyword more, `before`: the value that the code had before the flag existed, where it is not
-    the default. A checkpoint that does not know the flag was made with that value.
+    add_argument takes two keywords more. before: the value that the code had before the flag existed, where it is not
+    the default; a checkpoint that does not know the flag was made with that value. empty: the text may be '', which is
+    refused otherwise, because it mostly comes of a shell variable that is not set.
     """
 
     def __init__(self, **kwargs):
@@ -33,6 +35,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def add_argument(self, *names, **kwargs):
         stated = {'before': kwargs.pop('before')} if 'before' in kwargs else {}
+        if not kwargs.pop('empty', False) and kwargs.get('type', str) is str and 'action' not in kwargs:
+            kwargs['type'] = text
         action = super().add_argument(*names, **kwargs)
         self.before |= {action.dest: value for value in stated.values()}
         return action
@@ -43,16 +47,50 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main, parser, argv=None):
-    """Parse argv, call main(args), and end the process: status 2 and one line for a UserError, 130 for Ctrl-C."""
-    args = parser.parse_args(argv)
+    """Parse argv, call main(args), and end the process; no worker process is left behind.
+
+    Status 2 and one line: a UserError, or a want of memory or disk (engine/process.py). 130: Ctrl-C. 141, without a
+    word: whoever read the output is gone (`| head`). Any other exception is a bug and shows its traceback.
+    """
+    process.prepare()
     try:
-        main(args)
+        code = _outcome(main, parser, argv)
+    except BrokenPipeError:
+        if not process.reader_is_gone():
+            raise
+        process.discard_output()
+        code = 141
+    finally:
+        process.end_workers()
+    if code:
+        sys.exit(code)
+
+
+def _outcome(main, parser, argv):
+    """The exit status of main, which has printed its error line; 0 where all went well."""
+    try:
+        try:
+            args = parser.parse_args(argv)
+            distributed.refuse_several_processes()
+            main(args)
+        finally:
+            sys.stdout.flush()  # here, where a reader that is gone can be dealt with, not at the interpreter's end
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        known = process.want_of_resources(error)
+        if known is None:
+            raise
+        process.drop(error)
+        print(f'error: {known}', file=sys.stderr)
+        return 2
+    return 0
 
 
 def values_before(parser, args):
@@ -70,36 +108,63 @@ def values_before(parser, args):
 
 # ---------------------------------------------------------------- types with bounds
 
+LARGEST = 10 ** 9  # upper bound of a number that has no other: more is a slip of the keyboard
+
+
 def number(kind=float, low=None, high=None, above=None):
-    """An argparse type: a number of `kind` (int, float) within low..high (inclusive) and above `above` (exclusive)."""
-    words = {'above': above, 'at least': low, 'at most': high}
-    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in words.items() if bound is not None)
+    """An argparse type: a number of `kind` (int, float), at least `low` or above `above`, and at most `high`.
+
+    high: LARGEST unless given. The type's attribute `inside` tells whether a number is within these bounds.
+    """
+    high = LARGEST if high is None else high
+    least = f'above {above:.10g}' if low is None else f'at least {low:.10g}'
+
+    def inside(value):
+        # Not a number compares as False, so it is outside.
+        return (value > above if low is None else value >= low) and value <= high
 
     def convert(text):
         value = kind(text)
-        if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f'{text} is not finite')
-        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        if not inside:
-            raise argparse.ArgumentTypeError(f'{text} is not {bounds}')
+        if not inside(value):
+            raise argparse.ArgumentTypeError(f'{text} is not {least} and at most {high:.10g}')
         return value
     convert.__name__ = 'whole number' if kind is int else 'number'  # argparse names it: invalid number value: 'x'
+    convert.inside = inside
     return convert
 
 
-def auto_or(kind):
-    """An argparse type: the word auto, or what the type `kind` takes."""
+def word_or(word, kind):
+    """An argparse type: the word, or what the type `kind`, made by `number`, takes."""
     def convert(text):
-        return text if text == 'auto' else kind(text)
-    convert.__name__ = kind.__name__
+        return text if text == word else kind(text)
+    convert.__name__, convert.inside = kind.__name__, kind.inside
     return convert
 
 
+auto_or = functools.partial(word_or, 'auto')
 positive = number(int, low=1)
 non_negative = number(int, low=0)
+processes = number(int, low=0, high=1024)
+seed = number(int, low=0, high=2 ** 32 - 1)  # NumPy's generators take no more
 positive_number = number(above=0)
 non_negative_number = number(low=0)
 unit_interval = number(low=0, high=1)
+side = number(int, low=8, high=16384)  # pixels; the networks have stride 8
+scale = number(low=0.05, high=16)  # of an image's sides
+
+
+def text(value):
+    """A text that is not empty (argparse type)."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError('is empty; give a value')
+    return value
+
+
+def session(value):
+    """The path of a session, whose last part begins the names of files (argparse type)."""
+    if Path(text(value)).name in ('', '..'):
+        raise argparse.ArgumentTypeError(f'{value} names no file; give a path such as runs/first')
+    return value
 
 
 def true_or_false(text):
@@ -135,7 +200,7 @@ def add_label_flag(parser):
 
 def add_worker_flag(parser):
     """--num_workers, shared by all scripts that read or write many images, but for those with a network."""
-    parser.add_argument('--num_workers', type=non_negative, default=min(8, machine.cores()),
+    parser.add_argument('--num_workers', type=processes, default=min(8, machine.cores()),
                         help='processes that prepare images or run the CRF (0: all work in the main process)')
 
 
@@ -162,10 +227,10 @@ def add_precision_flags(parser):
 def add_machine_flags(parser):
     """--device, --amp, --threads, --num_workers: how a script with a network uses the machine. See engine/device.py."""
     add_precision_flags(parser)
-    parser.add_argument('--threads', type=auto_or(positive), default='auto',
+    parser.add_argument('--threads', type=auto_or(number(int, low=1, high=1024)), default='auto',
                         help='threads of the main process. auto: a thread for each core that is idle at the start and '
                              'that no worker process will use; OMP_NUM_THREADS counts where it is set')
-    parser.add_argument('--num_workers', type=auto_or(non_negative), default='auto',
+    parser.add_argument('--num_workers', type=auto_or(processes), default='auto',
                         help='processes that prepare images or run the CRF (0: all work in the main process). auto: '
                              'one per core beside a GPU, at most 8; one for eight cores where the network runs on them')
 
@@ -173,7 +238,7 @@ def add_machine_flags(parser):
 def add_device_flags(parser):
     """The machine's flags and --seed, shared by all scripts that run a network."""
     add_machine_flags(parser)
-    parser.add_argument('--seed', type=non_negative, default=0,
+    parser.add_argument('--seed', type=seed, default=0,
                         help='seed of every random choice (inference makes none, unless your --network does)')
 
 
@@ -186,10 +251,10 @@ def add_inference_flags(parser, list_default):
 def add_training_flags(parser):
     """The flags of contrast_train.py and aff_train.py, published names and defaults, but for the number of epochs."""
     parser.add_argument('--weights', required=True, help='pretrained weights: .pth or (ImageNet ResNet-38) .params')
-    parser.add_argument('--session_name', required=True,
+    parser.add_argument('--session_name', type=session, required=True,
                         help='path without suffix of what the run writes: <session>.pth, .ckpt, .json, .losses.jsonl')
     parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
-    parser.add_argument('--val_list', default=VAL_LIST,
+    parser.add_argument('--val_list', default=VAL_LIST, empty=True,
                         help="list of image ids validated after each epoch, without masks; '' for none")
     parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all devices')
     parser.add_argument('--lr', type=positive_number, default=0.01,
@@ -197,13 +262,13 @@ def add_training_flags(parser):
     parser.add_argument('--wt_dec', type=non_negative_number, default=5e-4, help='weight decay (biases: none)')
     parser.add_argument('--momentum', type=unit_interval, default=5e-4,
                         help='SGD momentum; the published code passes the weight decay by mistake, 0.9 was meant')
-    parser.add_argument('--crop_size', type=positive, default=448, help='side of the training crop in pixels')
+    parser.add_argument('--crop_size', type=side, default=448, help='side of the training crop in pixels')
     add_run_flags(parser)
 
 
 def add_run_flags(parser):
     """The flags of every resumable training run."""
-    parser.add_argument('--tblog_dir', default='./tblog', help='TensorBoard folder')
+    parser.add_argument('--tblog_dir', default='./tblog', empty=True, help="TensorBoard folder; '' for none")
     parser.add_argument('--save_every', type=non_negative, default=500,
                         help='steps between checkpoints; another is written after each epoch (0: only those)')
     parser.add_argument('--log_every', type=positive, default=10,
@@ -227,7 +292,7 @@ def add_recipe_flags(parser, script):
                                             'last channel (its files with contrast are recognised)')
     for field in recipe_settings(script):
         bounds = {key: field.metadata[key] for key in ('low', 'high', 'above')}
-        kind = str if field.metadata['kind'] is str else number(field.metadata['kind'], **bounds)
+        kind = text if field.metadata['kind'] is str else number(field.metadata['kind'], **bounds)
         defaults = _by_baseline([getattr(recipe, field.name) for recipe in RECIPES.values()])
         parser.add_argument(f'--{field.name}', type=kind, choices=field.metadata['choices'],
                             help=f'{field.metadata["help"]} ({defaults})')

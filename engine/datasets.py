@@ -1,7 +1,33 @@
-"""The data sets of Step 1's training, as the flags describe them."""
+"""The data sets of Step 1's training, as the flags describe them, and the look at all photos before a training."""
+import torch
+
 from data import transforms
 from data.classification import LabelledImages, SalientImages
+from data.photo_check import check_photo
+from engine.errors import UserError
+from engine.parallel import progress
 from engine.validation import validation_ids
+
+
+def check_photos(dataset, title):
+    """Look at all photos of a data set (data.photos.Photos) before the first step. title: of the progress bar.
+
+    UserError naming the first photo that is broken, too small or not RGB, and how many there are. Items of photos that
+    EXIF turns are loaded whole: files made from them by a program that ignores EXIF have another size.
+    """
+    problems, turned = [], []
+    for index, name in enumerate(progress(dataset.ids, title)):
+        try:
+            if check_photo(dataset.paths[name], dataset.convert_rgb):
+                turned.append(index)
+        except UserError as error:
+            problems.append(error)
+    if problems:
+        first = problems[0]
+        raise UserError(first.what, f'{first.wrong} ({len(problems)} of the {len(dataset)} photos are unfit)', first.do)
+    with torch.random.fork_rng(devices=[]):
+        for index in turned:
+            dataset[index]
 
 
 def training_images(ids, args, recipe, classes):

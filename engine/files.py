@@ -4,6 +4,9 @@ import json
 import math
 import os
 import pickle
+import platform
+import re
+import time
 import tokenize
 from pathlib import Path
 
@@ -13,6 +16,9 @@ from engine import safe_pickle
 from engine.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent
+HOST = re.sub(r'\W', '_', platform.node())
+TEMPORARY = re.compile(r'\..*\.(\w+)-(\d+)\.tmp(\..*)?')  # .<stem>.<host>-<process id>.tmp<suffix>
+DAY = 24 * 60 * 60  # seconds
 
 
 def repo_path(path):
@@ -34,11 +40,12 @@ def repo_path(path):
 def atomic(path):
     """Yield a temporary path in the folder of `path` (same suffix); rename it to `path` when the block ends well.
 
-    The temporary name is always the same, so the next run overwrites what a killed run left.
+    The temporary name is this process's own, so that two processes may write the same file: the later one counts.
+    What a killed process left is removed by out_dir.
     Raises UserError naming `path` where the disk is full, the folder is missing or may not be written.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.stem}.tmp{path.suffix}')
+    temporary = path.with_name(f'.{path.stem}.{HOST}-{os.getpid()}.tmp{path.suffix}')
     try:
         yield temporary
         os.replace(temporary, path)
@@ -51,16 +58,37 @@ def atomic(path):
 
 
 def out_dir(path, flag):
-    """Create the folder that `flag` names and check that it can be written. Returns it as a Path; UserError if not."""
+    """Create the folder that `flag` names and check that it can be written. Returns it as a Path; UserError if not.
+
+    Removes the temporary files that killed processes left in it.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / '.probe.tmp'
+        probe = path / f'.probe.{HOST}-{os.getpid()}.tmp'
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(flag, f'folder {path} cannot be written ({error.strerror})', 'choose another folder') from error
+    for name in filter(TEMPORARY.fullmatch, os.listdir(path)):
+        with contextlib.suppress(OSError):
+            if is_left_over(path / name):
+                (path / name).unlink()
     return path
+
+
+def is_left_over(temporary):
+    """Whether the process that writes a temporary file is gone; of another machine's, whether the file is a day old."""
+    host, process = TEMPORARY.fullmatch(temporary.name).group(1, 2)
+    if host != HOST:
+        return time.time() - temporary.stat().st_mtime > DAY
+    try:
+        os.kill(int(process), 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def save_text(path, text):

@@ -3,7 +3,7 @@ import signal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from engine.errors import UserError
 
@@ -82,7 +82,19 @@ def _collate(items):
 
 
 def _collate_single(items):
-    return items[0]
+    return items[0] if get_worker_info() is None else _shared(items[0])
+
+
+def _shared(item):
+    """An item with its tensors moved to shared memory.
+
+    PyTorch would do it later, in a thread, where a want of shared memory ends nothing: all would wait for the item.
+    """
+    if isinstance(item, dict):
+        return {key: _shared(value) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_shared(value) for value in item]
+    return item.share_memory_() if isinstance(item, torch.Tensor) else item
 
 
 def _raising(loader):

@@ -1,6 +1,7 @@
 """What a run was: arguments, code version, packages, hardware. Written beside results, so that they can be repeated."""
 import contextlib
 import datetime
+import hashlib
 import json
 import platform
 import subprocess
@@ -37,6 +38,20 @@ def line(info):
     parts = [f'{key} {info[key]}' for key in ('total_batch', 'seed', 'max_step') if key in info]
     packages = [f'{name} {info["packages"][name]}' for name in ('torch', 'numpy')]
     return ', '.join([*parts, f'commit {info["git_commit"]}', f'python {info["python"]}', *packages, info['device']])
+
+
+def digest(path):
+    """SHA-256 of a file's content, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2 ** 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def fingerprint(count, content):
+    """Words for a content (bytes) of `count` things: two of them are equal where the contents are."""
+    return f'{count} ({hashlib.sha256(content).hexdigest()[:16]})'
 
 
 def git_commit():

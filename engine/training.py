@@ -12,18 +12,19 @@ import contextlib
 import json
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
-from engine import checkpoint, distributed, files, loading, runinfo
+from engine import checkpoint, distributed, files, loading, process, runinfo
 from engine.device import device_name
 from engine.errors import UserError
 from engine.loss_log import LossLog
 from engine.parallel import progress
 from engine.pending import PendingLosses
+from engine.tensorboard import TensorBoard
 
 PLURAL = {'weight': 'weights', 'bias': 'biases'}
 
@@ -54,16 +55,18 @@ class Run:
     net, optimizer: already on `device`. The learning rates follow lr·(1 − step/schedule_steps)^power; schedule_steps
     is max_step unless given.
     args: a script's flags, those of engine.cli.add_run_flags and add_device_flags among them. settings: all that the
-    run was told (dict, `args` unless given); a resumed run must share it but for checkpoint.UNCHECKED.
+    run was told (dict, `args` unless given); a resumed run must share it but for checkpoint.UNCHECKED and ADVISED.
     before: engine.cli.values_before, for settings that an older checkpoint lacks.
+    inputs: {name: runinfo.fingerprint of what is learned from}; a resumed run must share it, wherever the files are.
     images, batch_size: of an epoch and of a step; max_step: number of steps, or None for `epochs` whole epochs.
     """
 
     def __init__(self, session, net, optimizer, *, device, args, before, images, batch_size, epochs=None, max_step=None,
-                 schedule_steps=None, settings=None, power=0.9):
+                 schedule_steps=None, settings=None, inputs=None, power=0.9):
         self.session, self.net, self.optimizer, self.device = Path(session), net, optimizer, device
         self.args, self.batch_size = args, batch_size
-        self.settings = vars(args) if settings is None else settings
+        inputs = inputs or {}
+        self.settings = {**(vars(args) if settings is None else settings), **inputs}
         self.steps_per_epoch = images // batch_size
         self.max_step = self.steps_per_epoch * epochs if max_step is None else max_step
         schedule_steps = schedule_steps or self.max_step
@@ -71,8 +74,9 @@ class Run:
             optimizer, lambda step: max(0., 1 - step / schedule_steps) ** power)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
         self.step, self.stop_signal, self.bar, self.random_state = 0, None, None, None
+        self.saved = None  # the step that <session>.ckpt holds
         files.out_dir(self.session.parent, '--session_name')
-        self._start_or_resume(before)
+        self._start_or_resume({**before, **inputs})
         self.writer = self._open_tensorboard()
         self.log = LossLog(self.path('.losses.jsonl'), self.step, self.writer)
         self.pending = PendingLosses()
@@ -112,13 +116,11 @@ class Run:
             self._restore_random_state()
             for batch in batches:
                 yield batch
-                if self.epoch_ended or self.due(self.args.save_every) or self.stop_signal:
-                    self.save()
                 if self.stop_signal:
                     self._stop()
 
     def update(self, terms, weights):
-        """Make one optimiser step on sum(weights[name]·terms[name]).
+        """Make one optimiser step on sum(weights[name]·terms[name]); write the checkpoint where it is due.
 
         terms: {name: 0-dim tensor}. Nothing is read back from the device here: the values wait on it until the next
         reading, every --log_every steps, where they are also checked to be finite.
@@ -134,16 +136,43 @@ class Run:
         self.bar.update(self.batch_size)
         if self.due(self.args.log_every) or self.epoch_ended:
             self.read_losses()
+        if self.due(self.args.save_every) or self.epoch_ended:
+            self.save()
 
     def read_losses(self):
         """Log the loss values of the last steps; stop the run if a value is not finite (UserError)."""
         rows = self.pending.fetch()
-        self.log.write(rows, 'lower the learning rate or use --amp off; '
-                             f'{self.path(".ckpt")} holds the last sound state')
+        self.log.write(rows, self._way_on())
         if rows:
             values = rows[-1][1]
             self.writer.add_scalar('train/lr', self.scheduler.get_last_lr()[0], self.step)
             self.bar.set_postfix({name: f'{value:.3g}' for name, value in values.items()}, refresh=False)
+
+    def _way_on(self):
+        """What to do about numbers that are not finite, in words."""
+        change = 'lower the learning rate' + ('' if self.args.amp == 'off' else ' or use --amp off')
+        if self.saved is None:
+            return f'{change}, and start anew: there is no checkpoint yet'
+        return (f'{change}, and add --resume to go on from step {self.saved}, whose numbers were finite '
+                f'({self.path(".ckpt")}); where that fails too, --overwrite to start anew')
+
+    def validate(self, measure):
+        """Log the scalars that measure() returns. A failure is a warning: the training goes on.
+
+        The checkpoint of the step was written by update. The random state stays as it was, so that a run which resumes
+        from that checkpoint, and does not validate again, draws the same numbers.
+        """
+        devices = [self.device] if self.device.type == 'cuda' else []
+        try:
+            with torch.random.fork_rng(devices):
+                self.log_scalars(measure())
+        except Exception as error:
+            known = error if isinstance(error, UserError) else process.want_of_resources(error)
+            text = str(known) if known else traceback.format_exc()
+            self.bar.write(f'warning: validation after step {self.step} failed, the training goes on: {text}',
+                           file=sys.stderr)
+        finally:
+            self.net.train()
 
     def log_scalars(self, scalars):
         """Log {name: number} at the current step, to TensorBoard and as a line of text."""
@@ -160,7 +189,7 @@ class Run:
 
     def finish(self):
         """Write <session>.pth, the plain state dict that inference reads, and close the logs."""
-        if not self.epoch_ended:
+        if self.saved != self.step:
             self.save()
         self.save_weights(self.net.state_dict())
         self.writer.close()
@@ -171,14 +200,18 @@ class Run:
     def save_weights(self, state):
         """Write a state dict to <session>.pth, on the CPU and atomically."""
         if distributed.is_main():
-            with files.atomic(self.path('.pth')) as temporary:
-                torch.save({key: value.cpu() for key, value in state.items()}, temporary)
+            checkpoint.save_tensors(self.path('.pth'), {key: value.cpu() for key, value in state.items()})
 
     # ------------------------------------------------------------ checkpoints
 
     def save(self):
-        """Write <session>.ckpt, once the losses so far are known to be finite."""
+        """Write <session>.ckpt, once the losses so far and the weights are known to be finite (UserError)."""
         self.read_losses()
+        # A step whose losses were finite can have spoilt the weights: the older checkpoint is then the better one.
+        spoilt = [name for name, value in self.net.state_dict().items() if not value.isfinite().all()]
+        if spoilt:
+            raise UserError('weights', f'not finite after step {self.step - 1}: {spoilt[0]}', self._way_on())
+        self.saved = self.step
         if not distributed.is_main():
             return
         random = {'cpu': torch.get_rng_state()}
@@ -204,13 +237,25 @@ class Run:
 
     def _load(self, path, before):
         state = checkpoint.read_checkpoint(path)
-        checkpoint.check_settings(path, state['settings'], self.settings, before)
+        changed = checkpoint.check_settings(path, state['settings'], self.settings, before)
+        rates = [group['initial_lr'] for group in self.optimizer.param_groups]
         self.net.load_state_dict(state['model'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.scheduler.load_state_dict(state['scheduler'])
-        self.scaler.load_state_dict(state['scaler'])
+        if changed:  # go on with the learning rates of now
+            self._set_rates(rates)
+        if state['scaler'] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state['scaler'])
         self.step, self.random_state = state['step'], state['random']
-        print(f'resumed {path} at step {self.step} of {self.max_step}')
+        self.saved = self.step
+        print(f'resumed {path} at step {self.step} of {self.max_step}'
+              + (f', with other settings from here on: {changed}' if changed else ''))
+
+    def _set_rates(self, rates):
+        """Set the learning rates that the schedule begins with, per parameter group, and those of the current step."""
+        self.scheduler.base_lrs = rates
+        for group, rate, factor in zip(self.optimizer.param_groups, rates, self.scheduler.lr_lambdas):
+            group['initial_lr'], group['lr'] = rate, rate * factor(self.scheduler.last_epoch)
 
     def _restore_random_state(self):
         """Dropout and pixel sampling draw from torch's global generator: seed it, or restore its saved state."""
@@ -228,8 +273,8 @@ class Run:
         info = runinfo.describe(self.settings, device_name(self.device), total_batch=self.batch_size,
                                 seed=self.args.seed, steps_per_epoch=self.steps_per_epoch, max_step=self.max_step)
         files.save_json(self.path('.json'), info)
-        folder = files.out_dir(Path(self.args.tblog_dir) / self.session.name, '--tblog_dir')
-        writer = SummaryWriter(folder, purge_step=self.step)
+        folder = self.args.tblog_dir and files.out_dir(Path(self.args.tblog_dir) / self.session.name, '--tblog_dir')
+        writer = TensorBoard(folder or None, self.step)
         writer.add_text('run', '```\n' + json.dumps(info, indent=2, default=str) + '\n```', self.step)
         print(runinfo.line(info))
         return writer
@@ -250,6 +295,8 @@ class Run:
                 signal.signal(number, handler)
 
     def _stop(self):
+        if self.saved != self.step:
+            self.save()
         self.writer.close()
         print(f'\n{signal.Signals(self.stop_signal).name}: saved {self.path(".ckpt")} at step {self.step} of '
               f'{self.max_step}; continue with --resume', file=sys.stderr)

@@ -1,4 +1,6 @@
 """What training measures after each epoch on the images of --val_list, without their masks."""
+import sys
+
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +21,19 @@ def validation_ids(args):
         print(f'no validation: {args.val_list} does not exist (voc12/prepare.py writes it)')
         return []
     return read_list(args.val_list, '--val_list')
+
+
+def warn_of_shared_ids(ids, train_list, val_list=''):
+    """One warning line where images `ids` to train on are images to test on too: the scores would be too good.
+
+    val_list: the list to compare with; where it is '' or missing, the val.txt beside train_list.
+    """
+    candidates = [repo_path(path) for path in (val_list, repo_path(train_list).with_name('val.txt')) if path]
+    path = next((path for path in candidates if path.is_file()), None)
+    shared = sorted(set(ids) & set(read_list(path))) if path else []
+    if shared:
+        print(f'warning: {len(shared)} of the {len(ids)} ids of {train_list} are in {path} too ({shared[0]} the '
+              'first): scores on them say nothing about new images', file=sys.stderr)
 
 
 def validate_classification(net, dataset, args, device):

@@ -135,8 +135,9 @@ def seed_steps(recipe, paths):
              '--session_name', session, *saliency, *training_lists(paths), *label_flag(paths),
              '--tblog_dir', paths.under('tblog'), '--resume')
     return [
-        Step('prepare', ('voc12/prepare.py', *root, *out, *saliency)),
-        Step('contrast_train', train, ('prepare',), makes=(f'{session}.*',)),
+        Step('prepare', ('voc12/prepare.py', *root, *out, *saliency),
+             leaves=(*map(paths.list, ('train', 'train_aug', 'val')), f'{paths.lists}/cls_labels.npy')),
+        Step('contrast_train', train, ('prepare',), makes=(f'{session}.*',), leaves=(f'{session}.pth',)),
         infer_step('contrast_infer', recipe, paths, 'train_aug', ''),
         infer_step('contrast_infer_val', recipe, paths, 'val', '_val'),
         eval_step('eval_seeds', paths, 'train', paths.under('cam'), 'contrast_infer', 'npy'),
@@ -178,8 +179,9 @@ def affinity_steps(paths):
     # DeepLab reads train_aug's masks; the other variant is scored only, on train.
     plain, crf = ('train', 'train_aug') if paths.masks_crf else ('train_aug', 'train')
     return [
-        Step('aff_prepare', prepare, ('contrast_infer',), makes=(refined,)),
-        Step('aff_train', train, ('aff_prepare',), makes=(f'{session}.*',)),
+        Step('aff_prepare', prepare, ('contrast_infer',), makes=(refined,),
+             leaves=(f'{refined}/{low:.2f}', f'{refined}/{high:.2f}')),
+        Step('aff_train', train, ('aff_prepare',), makes=(f'{session}.*',), leaves=(f'{session}.pth',)),
         walk_step('aff_infer', paths, plain, '', False),
         walk_step('aff_infer_crf', paths, crf, '', True),
         walk_step('aff_infer_val', paths, 'val', '_val', False),
@@ -221,7 +223,7 @@ def segmentation_steps(recipe, paths):
              *training_lists(paths, val=False), '--tblog_dir', paths.under('tblog'), '--resume')
     test = ('segmentation/experiment/test.py', *experiment, '--weights', f'{session}.pth', *root,
             '--infer_list', paths.list('val'), '--out_dir', out)
-    return [Step('segmentation_train', train, (masks_from,), makes=(f'{session}.*',)),
+    return [Step('segmentation_train', train, (masks_from,), makes=(f'{session}.*',), leaves=(f'{session}.pth',)),
             Step('segmentation_test', test, ('segmentation_train',), makes=(out,))]
 
 

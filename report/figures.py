@@ -106,7 +106,7 @@ def save_threshold_curve(path, title, summary):
     """Write the plot of one curve as a PNG. title: its name. summary: what eval.py --curve writes to JSON."""
     with matplotlib.rc_context(STYLE | {'figure.facecolor': 'white'}), atomic(path) as temporary:
         figure = Figure(figsize=(6, 4), dpi=100, layout='constrained')
-        draw_threshold_curves(figure, [(title.replace('$', r'\$'), summary)])  # a dollar sign begins a formula
+        draw_threshold_curves(figure, [(f' {title}' if title.startswith('_') else title, summary)])  # _: no legend
         figure.savefig(temporary)
 
 
@@ -151,5 +151,7 @@ def legend(figure, axes, columns):
     """The legend above a plot, to be read line by line (matplotlib fills it column by column)."""
     handles, labels = axes.get_legend_handles_labels()
     order = [i for column in range(columns) for i in range(column, len(labels), columns)]
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc='outside upper left', ncols=columns,
-                  columnspacing=1.2, handletextpad=.2, borderpad=0)
+    made = figure.legend([handles[i] for i in order], [labels[i] for i in order], loc='outside upper left',
+                         ncols=columns, columnspacing=1.2, handletextpad=.2, borderpad=0)
+    for text in made.get_texts():
+        text.set_parse_math(False)  # a user's text may hold dollar signs, which else begin a formula

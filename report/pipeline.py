@@ -1,15 +1,20 @@
 """Running the numbered commands one after the other: printed as a person types them, logged, and skipped when done."""
+import contextlib
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-from engine import files
+from engine import files, outputs
 from engine.errors import UserError
 from engine.files import REPO
 
@@ -19,12 +24,14 @@ class Step:
     """One command of a chain. name: short, unique, a file name. argv: the command after `python`, as typed from the
     repository's root. after: names of the steps whose output it reads (a step is redone when one of them was).
     machine: arguments that change how it runs but not what it computes (device, workers).
-    makes: patterns, from the repository's root, of what it writes; removed before it is done anew."""
+    makes: patterns, from the repository's root, of what it writes; removed before it is done anew.
+    leaves: further patterns of what is there when it is done, and never removed."""
     name: str
     argv: tuple
     after: tuple = ()
     machine: tuple = ()
     makes: tuple = ()
+    leaves: tuple = ()
 
     @property
     def line(self):
@@ -33,14 +40,45 @@ class Step:
 
     def made(self):
         """The paths of `makes` that exist."""
-        found = [(REPO / pattern).parent.glob(Path(pattern).name) for pattern in self.makes]
-        return [path for paths in found for path in sorted(paths)]
+        return [path for pattern in self.makes for path in matches(pattern)]
+
+    def gone(self):
+        """Whether something that it wrote does not exist any more, or is an empty folder."""
+        return any(not any(map(holds_something, matches(pattern))) for pattern in (*self.makes, *self.leaves))
+
+    def reads(self, other):
+        """Whether it reads what another step writes: it says so, or its command names it."""
+        named = any(fnmatch(str(text), pattern) or str(text).startswith(f'{pattern}/')
+                    for text in self.argv for pattern in map(str, (*other.makes, *other.leaves)))
+        return other.name in self.after or named
+
+
+def matches(pattern):
+    """The paths of a pattern, from the repository's root, in order; its last part may hold wildcards."""
+    return sorted((REPO / pattern).parent.glob(Path(pattern).name))
+
+
+def holds_something(path):
+    """Whether a path is a file, or a folder with more in it than the note of what made it."""
+    return not path.is_dir() or any(entry.name != outputs.NAME for entry in path.iterdir())
+
+
+def portable(path):
+    """A user's path for the steps, which run in the repository's folder: relative to it if it lies inside, else whole.
+
+    A relative path counts from the current folder. '' stays ''.
+    """
+    if not str(path):
+        return ''
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(REPO) if path.is_relative_to(REPO) else path)
 
 
 def run_steps(steps, log_dir, dry_run=False, start=None, quiet=False):
     """Run the steps in order. Returns {name: seconds it took, now or when it was done before}; {} for a dry run.
 
-    A step is done when <log_dir>/<name>.json records its fingerprint: its command and the steps it reads from.
+    A step is done when <log_dir>/<name>.json records its fingerprint: its command and the steps it reads from. Where
+    what it made was deleted since, it is done again if a step that is still to be done reads it.
     What it prints goes to the terminal and to <log_dir>/<name>.log. dry_run: print the commands only.
     start: name of a step. Those before it are taken as done; it and those after are done anew, without what they left.
     quiet: print nothing; the log has all, progress bars and messages included (for chains that run side by side).
@@ -51,23 +89,54 @@ def run_steps(steps, log_dir, dry_run=False, start=None, quiet=False):
         raise UserError('--from', f'there is no step {start}', f'choose one of {", ".join(names)}')
     first = names.index(start) if start else 0
     log_dir = Path(log_dir) if dry_run else files.out_dir(log_dir, 'run folder')
-    prints, seconds = {}, {}
+    prints, seconds = fingerprints(steps), {}
+    recorded = {step.name for step in steps if is_recorded(step, log_dir, prints)}
+    done = set(names[:first]) if start else set(recorded)
+    again = [] if dry_run else to_do_again(steps, done, recorded)
     for index, step in enumerate(steps):
-        prints[step.name] = fingerprint(step, prints)
         title, command = f'[{index + 1}/{len(steps)}] {step.name}', f'    {step.line}'
         if dry_run:
             print(f'{title}\n{command}')
             continue
-        before = read_record(log_dir, step.name)
-        same = before['fingerprint'] == prints[step.name] and before['seconds'] is not None
-        done = index < first or start is None and same
+        note = ': again, for what it made was deleted' if step in again else ': done already' * (step.name in done)
         if not quiet:
-            print(f'{title}{": done already" if done else ""}\n{command}', flush=True)
-        if not done:
-            clear(step, before, prints[step.name], anew=start is not None)
+            print(f'{title}{note}\n{command}', flush=True)
+        if step in again:
+            record_run(step, log_dir, prints[step.name], quiet)
+        elif step.name not in done:
+            anew = start is not None or any(step.reads(other) for other in again)
+            clear(step, read_record(log_dir, step.name), prints[step.name], anew)
             record_run(step, log_dir, prints[step.name], quiet)
         seconds[step.name] = read_record(log_dir, step.name)['seconds'] or 0.
     return seconds
+
+
+def to_do_again(steps, done, recorded):
+    """The steps that were done, but whose output is gone and is read by a step that is to be done (or done again).
+
+    done, recorded: names of the steps that count as done, and of those that this chain did.
+    """
+    again = []
+    for index in reversed(range(len(steps))):
+        step = steps[index]
+        if step.name in done & recorded and step.gone():
+            if any(later.reads(step) for later in steps[index + 1:] if later.name not in done or later in again):
+                again.append(step)
+    return again
+
+
+def fingerprints(steps):
+    """{name: fingerprint} of the steps of a chain."""
+    prints = {}
+    for step in steps:
+        prints[step.name] = fingerprint(step, prints)
+    return prints
+
+
+def is_recorded(step, log_dir, prints):
+    """Whether the step, as it is now, was done to its end. prints: its fingerprint under its name."""
+    record = read_record(log_dir, step.name)
+    return record['fingerprint'] == prints[step.name] and record['seconds'] is not None
 
 
 def fingerprint(step, earlier):
@@ -112,8 +181,10 @@ def run(step, log_dir, quiet):
     log = log_dir / f'{step.name}.log'
     command = [sys.executable, '-u', *map(str, (*step.argv, *step.machine))]
     messages = subprocess.STDOUT if quiet else None
+    encoding = sys.stdout.encoding or 'utf-8'  # the child's too: the same variables decide
     with open(log, 'w', encoding='utf-8') as file, \
-            subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=messages, text=True) as child:
+            subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=messages, text=True, encoding=encoding,
+                             errors='backslashreplace') as child, ended_by_sigterm():
         file.write(f'$ {step.line}\n')
         try:
             for text in child.stdout:
@@ -124,6 +195,25 @@ def run(step, log_dir, quiet):
         except KeyboardInterrupt:  # Ctrl-C reaches the child as well: wait while it saves its checkpoint
             child.wait()
             raise
+        except BaseException:  # nobody reads the output any more, or SIGTERM: a training saves its checkpoint
+            child.terminate()
+            raise
     if code:
         where = f'see {log}' if quiet else f'see above and {log}'
         raise UserError(step.name, f'ended with exit code {code}', f'{where}; the same command continues from here')
+
+
+@contextlib.contextmanager
+def ended_by_sigterm():
+    """Let SIGTERM raise SystemExit in this block, so that a child process is ended too. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number, _):
+        sys.exit(128 + number)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,10 +1,8 @@
 """Files that the test writes for an image. No torch here: worker processes import this module."""
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.classes import ClassSet
 from engine.crf_engine import CrfEngine
-from engine.files import unfinished
 
 # Label maps: single-scale and multi-scale, without and with CRF. The four numbers are the scores of these folders.
 VARIANTS = ('single', 'single_crf', 'multi', 'multi_crf')
@@ -26,13 +24,3 @@ class Output:
     def kinds(self):
         """(folder, suffix) of each kind of file."""
         return [(folder, '.png') for folder in self.folders.values()] + [(self.logits, '.npy')] * bool(self.logits)
-
-    def missing(self, ids):
-        """The ids of which some result does not exist yet, in order."""
-        return unfinished(ids, self.kinds)
-
-    def clear(self, ids):
-        """Remove all results of `ids`. test.py --overwrite does so first: a stopped run then leaves no old results."""
-        for folder, suffix in self.kinds:
-            for name in ids:
-                (Path(folder) / (name + suffix)).unlink(missing_ok=True)

@@ -1,9 +1,14 @@
 """The engines of tool/crf.py against each other, and both against the published CRF. Skipped without pydensecrf."""
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from helpers import golden
+from PIL import Image
 from test_crf import CHAIN, EVERY, IDS, SETTINGS, alpha_maps, blocks
 
+from data.transforms import to_normalised
+from engine.crf_workers import refine_walked_as_published
 from tool import crf
 from voc12.classes import VOC
 
@@ -76,3 +81,15 @@ def test_pydensecrf_stays_on_the_cpu():
     image, labels = blocks([0, 4])
     with pytest.raises(ValueError, match='runs on the CPU, not on cuda'):
         crf.refine_labels(image, [labels], [0, 4], VOC.num_classes, crf.SEED, engine='pydensecrf', device='cuda')
+
+
+def test_the_published_crf_of_the_walk_is_the_one_that_is_commented_out():
+    """Against all 21 labels carried, on the padded image; the photo has 45×51 pixels and three labels."""
+    rng = np.random.default_rng(0)
+    image, walked = rng.integers(0, 256, (45, 51, 3)).astype(np.uint8), rng.random((3, 6, 7), np.float32) / 2
+    ours = refine_walked_as_published(image, walked, None, VOC.num_classes)
+    scores = np.zeros((VOC.num_classes, 48, 56), np.float32)
+    scores[[0, 3, 7]] = F.interpolate(torch.from_numpy(walked)[None], (48, 56), mode='bilinear')[0].numpy()
+    normalised = F.pad(to_normalised()(Image.fromarray(image)), (0, 5, 0, 3))
+    full = published.walked_crf(normalised.permute(1, 2, 0).numpy(), scores)[:, :45, :51]
+    np.testing.assert_allclose(ours, full[[0, 3, 7]], atol=1e-4)

@@ -86,7 +86,7 @@ def test_outputs_agree_and_hold_present_classes_only(tiny, toy, tmp_path):
     infer(*tiny(tmp_path, '--out_cam_pred_alpha', 0.4))
     labels = read_labels(toy.labels, VOC.num_foreground)
     ids = read_list(toy.train)
-    assert len(tree_bytes(tmp_path)) == 3 * len(ids)
+    assert len(tree_bytes(tmp_path)) == 3 * (len(ids) + 1)  # each folder's run.json
     for name in ids:
         present, cams = read_cams(tmp_path / 'cam' / f'{name}.npy', VOC.num_foreground)
         height, width = image_size(toy.root / 'JPEGImages' / f'{name}.jpg')
@@ -251,26 +251,23 @@ def test_inference_on_damaged_data_is_refused(damage, devkit, tiny, tmp_path, ca
         assert not written
     else:  # the first photo is done, the second is not begun
         first = read_list(devkit / 'list.txt')[0]
-        assert {str(path) for path in written} == {f'cam/{first}.npy', f'pred/{first}.png', f'crf/{first}.png'}
+        notes = {f'{kind}/run.json' for kind in ('cam', 'pred', 'crf')}
+        assert {str(path) for path in written} == notes | {f'cam/{first}.npy', f'pred/{first}.png', f'crf/{first}.png'}
 
 
 @pytest.mark.parametrize('damage', BEFORE_WORK + AT_THE_IMAGE)
 def test_training_on_damaged_data_is_refused(damage, devkit, toy, tmp_path, capsys):
     expected = damage(devkit)
-    # One batch of all images, so that the damaged one is sure to be read.
-    arguments = training_of(devkit, toy, tmp_path / 'out', '--batch_size', 12)
+    arguments = training_of(devkit, toy, tmp_path / 'out', '--batch_size', 2)
     assert expected in assert_refused(capsys, 'contrast_train', *arguments)
-    if damage in BEFORE_WORK:
-        assert not (tmp_path / 'out').exists()
-    else:
-        assert {path.name for path in (tmp_path / 'out').iterdir()} == {'run.json', 'run.losses.jsonl', 'tensorboard'}
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('mode', ['L', 'CMYK', 'P'])
 def test_other_colour_modes_can_be_converted(mode, devkit, tiny, tmp_path):
     another_mode(mode)(devkit)
     infer(*inference_of(devkit, tiny, tmp_path / 'out', '--convert_rgb'))
-    assert len(tree_bytes(tmp_path / 'out')) == 3 * 12
+    assert len(tree_bytes(tmp_path / 'out', '.npy')) == 12
 
 
 def test_errors_in_worker_processes_reach_the_user(devkit, tiny, tmp_path, capsys):
@@ -354,7 +351,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(tiny, tmp_path, capsys
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(np, 'save', full)
     assert 'No space left on device' in assert_refused(capsys, 'contrast_infer', *tiny(tmp_path / 'out'))
-    assert not tree_bytes(tmp_path / 'out')
+    assert {path.name for path in tree_bytes(tmp_path / 'out')} == {'run.json'}
 
 
 def test_contradictory_outputs_are_refused(tiny, tmp_path, capsys):

@@ -130,6 +130,44 @@ def test_a_second_run_writes_the_same_bytes(devkit, out):
     assert tree_bytes(out) == first
 
 
+# ---------------------------------------------------------------- ids without a photo
+
+@pytest.fixture
+def previews(devkit):
+    """A devkit whose SegmentationClassAug holds more PNGs than masks, as people leave them there."""
+    folder = devkit / 'SegmentationClassAug'
+    for name in ('2007_000032_color', 'copy (1)', 'größe'):
+        (folder / f'{name}.png').write_bytes((folder / '2007_000032.png').read_bytes())
+    return devkit
+
+
+def test_names_without_a_photo_are_left_out_and_counted(previews, out, capsys):
+    prepare(previews, out)
+    said = capsys.readouterr()
+    assert read_list(out / 'train_aug.txt') == sorted([*SPLITS['train'], EXTRA])
+    assert ('warning: train_aug: JPEGImages lacks 3 of 6 files, 2007_000032_color.jpg the first; train_aug.txt leaves '
+            'these ids out') in said.err
+    assert said.err.count('warning') == 1
+    assert 'train_aug.txt: 3 ids' in said.out
+
+
+def test_photos_that_are_missing_are_left_out_of_every_list(devkit, out, capsys):
+    first, second = SPLITS['train']
+    (devkit / 'JPEGImages' / f'{first}.jpg').unlink()
+    prepare(devkit, out)
+    assert read_list(out / 'train.txt') == [second]
+    assert read_list(out / 'train_aug.txt') == sorted([second, EXTRA])
+    said = capsys.readouterr().err
+    assert f'train: JPEGImages lacks 1 of 2 files, {first}.jpg the first; train.txt leaves these ids out' in said
+
+
+def test_lists_may_be_made_before_the_photos_are_there(devkit, out, capsys):
+    (devkit / 'JPEGImages').rename(devkit / 'elsewhere')
+    prepare(devkit, out)
+    assert read_list(out / 'train.txt') == SPLITS['train']
+    assert 'train: JPEGImages lacks 2 of 2 files' in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- mistakes
 
 def test_what_is_no_devkit_is_refused(devkit, out, capsys):

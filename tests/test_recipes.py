@@ -173,7 +173,7 @@ def test_a_flag_that_is_given_beats_the_baseline_and_leaves_no_trace_in_it():
 
 def unused_flags(recipe):
     """(script, flag without its dashes, a value) of every flag of Step 1 that a recipe has no use for."""
-    values = {str: 'x', int: 5, float: 0.5}
+    values = {str: 'x', int: 9, float: 0.5}
     for name in PARSERS:
         for field in cli.recipe_settings(name.removeprefix('contrast_')):
             if getattr(recipe, field.name) is None:
@@ -281,7 +281,8 @@ def test_plain_cam_is_seam_with_classification_alone(toy, train, tmp_path):
     infer = functools.partial(run_main, 'contrast_infer')
     infer(*inference_flags(toy, tmp_path / 'run.pth', tmp_path / 'cams'), '--baseline', 'cam')
     infer(*inference_flags(toy, tmp_path / 'run.pth', tmp_path / 'plain'), '--baseline', 'seam', '--map', 'plain')
-    assert tree_bytes(tmp_path / 'cams') == tree_bytes(tmp_path / 'plain')
+    for suffix in ('.npy', '.png'):
+        assert tree_bytes(tmp_path / 'cams', suffix) == tree_bytes(tmp_path / 'plain', suffix)
     infer(*inference_flags(toy, tmp_path / 'run.pth', tmp_path / 'revised'), '--baseline', 'cam', '--map', 'revised')
     assert tree_bytes(tmp_path / 'cams', '.npy') != tree_bytes(tmp_path / 'revised', '.npy')
 
@@ -320,4 +321,4 @@ def test_revised_cams_of_a_network_without_pcm_are_refused(toy, tmp_path, capsys
     assert message.startswith('error: --network: network.resnet38_eps has no pcm, which --map revised needs; ')
     assert not tree_bytes(tmp_path / 'out')
     run_main('contrast_infer', *flags, '--map', 'plain')  # the way out that the message names
-    assert len(tree_bytes(tmp_path / 'out')) == 3 * 4
+    assert len(tree_bytes(tmp_path / 'out')) == 3 * (4 + 1)  # each folder's run.json

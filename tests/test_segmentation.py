@@ -182,7 +182,7 @@ def test_experiments_have_the_published_settings(name, network):
     assert config.TEST_FLIP
 
 
-VALUES = {str: 'text', int: 7, float: 0.25, tuple: (0.25, 0.75), bool: False}  # of a flag, by the type of its field
+VALUES = {str: 'text', int: 9, float: 0.25, tuple: (0.25, 0.75), bool: False}  # of a flag, by the type of its field
 
 
 @pytest.mark.parametrize('field', dataclasses.fields(configs.Config), ids=lambda field: field.name)
@@ -434,7 +434,7 @@ def test_predictions_of_two_runs_are_not_mixed(capsys, data, tmp_path):
     run_main(TEST, *infer_argv(data, tmp_path))
     before = tree_bytes(tmp_path)
     error = assert_refused(capsys, TEST, *infer_argv(data, tmp_path, crf_iters=2))
-    assert 'holds 6 predictions made with another crf_iters' in error
+    assert 'holds 6 files made with another crf_iters; add --overwrite' in error
     assert tree_bytes(tmp_path) == before
     run_main(TEST, *infer_argv(data, tmp_path, crf_iters=2, overwrite=True))
     after = tree_bytes(tmp_path, '.png')

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import GOLDEN, assert_refused, filled, golden, run_main, run_script, tree_bytes
 from PIL import Image
 
@@ -20,12 +19,11 @@ from data.crop import CropWindow, centre
 from data.lists import read_list
 from data.masks import read_mask
 from data.probabilities import check_alphas, read_probabilities, save_probabilities
-from data.transforms import denormalise, random_offset, to_normalised
-from engine.crf_workers import WalkSettings, refine_walked_as_published, write_pseudo_mask
+from data.transforms import denormalise, random_offset
+from engine.crf_workers import WalkSettings, write_pseudo_mask
 from engine.errors import UserError
 from engine.files import REPO, read_npy, save_npy
 from network.resnet38_aff import Net
-from reference.crf import walked_crf
 from tool import crf
 from tool.metrics import IGNORE
 from voc12.classes import VOC
@@ -150,11 +148,12 @@ def train_argv(toy, folder, session):
 
 def background_of(folder):
     """The mean fraction of background in a folder of probabilities."""
-    return np.mean([(read_probabilities(path, VOC.num_classes)[1].argmax(0) == 0).mean() for path in folder.iterdir()])
+    maps = [read_probabilities(path, VOC.num_classes)[1].argmax(0) for path in folder.glob('*.npy')]
+    return np.mean([(labels == 0).mean() for labels in maps])
 
 
 def test_two_alphas_give_different_files_and_the_low_one_more_background(toy, chain):
-    low, high = tree_bytes(chain / 'crf' / '4.00'), tree_bytes(chain / 'crf' / '24.00')
+    low, high = (tree_bytes(chain / 'crf' / name, '.npy') for name in ('4.00', '24.00'))
     assert low.keys() == high.keys()
     assert [path.name for path in low] == sorted(f'{i}.npy' for i in read_list(toy.train))
     assert sum(low[name] != high[name] for name in low) >= len(low) / 2
@@ -221,18 +220,6 @@ def test_every_flag_of_aff_infer_changes_the_masks(toy, chain, tmp_path):
     published = masks('published', '--crf', '--crf_setting', 'published')
     assert published not in (base, refined)
     assert masks('published 1', '--crf', '--crf_setting', 'published', '--crf_iters', 1) == published
-
-
-def test_the_published_crf_of_the_walk_is_the_one_that_is_commented_out():
-    """Against all 21 labels carried, on the padded image; the photo has 45×51 pixels and three labels."""
-    rng = np.random.default_rng(0)
-    image, walked = rng.integers(0, 256, (45, 51, 3)).astype(np.uint8), rng.random((3, 6, 7), np.float32) / 2
-    ours = refine_walked_as_published(image, walked, None, VOC.num_classes)
-    scores = np.zeros((VOC.num_classes, 48, 56), np.float32)
-    scores[[0, 3, 7]] = F.interpolate(torch.from_numpy(walked)[None], (48, 56), mode='bilinear')[0].numpy()
-    normalised = F.pad(to_normalised()(Image.fromarray(image)), (0, 5, 0, 3))
-    full = walked_crf(normalised.permute(1, 2, 0).numpy(), scores)[:, :45, :51]
-    np.testing.assert_allclose(ours, full[[0, 3, 7]], atol=1e-4)
 
 
 def test_without_steps_the_walk_leaves_the_pooled_cams(toy, chain, tmp_path):

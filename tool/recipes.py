@@ -61,7 +61,7 @@ class Recipe:
     published: dict
     network: str = setting('module whose class Net is trained or run', 'train infer', kind=str)
     max_epoches: int = setting('epochs', 'train', kind=int, low=1)
-    view2_size: int = setting('side of the second view in pixels', 'train', kind=int, low=1)
+    view2_size: int = setting('side of the second view in pixels', 'train', kind=int, low=8, high=16384)
     bg_threshold: float = setting('background score of the pseudo labels in the contrast, above 0, at most 1', 'train',
                                   above=0, high=1)
     temperature: float = setting('temperature of the contrast', 'train', above=0)

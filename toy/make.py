@@ -310,8 +310,8 @@ def check_record(path, record):
 def image_size(text):
     """(width, height) from '128x96' (argparse type)."""
     match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or min(map(int, match.groups())) < 48:
-        raise argparse.ArgumentTypeError(f'{text!r} is not WIDTHxHEIGHT with sides of at least 48')
+    if not match or not all(48 <= int(side) <= 4096 for side in match.groups()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not WIDTHxHEIGHT with sides of 48 to 4096')
     return tuple(map(int, match.groups()))
 
 
@@ -321,7 +321,7 @@ def get_args_parser():
     parser.add_argument('--out', required=True, help='folder to make the data set in')
     parser.add_argument('--train', type=cli.positive, default=600, help='number of training images')
     parser.add_argument('--val', type=cli.positive, default=150, help='number of validation images')
-    parser.add_argument('--seed', type=cli.non_negative, default=0, help='seed; images of two seeds differ')
+    parser.add_argument('--seed', type=cli.seed, default=0, help='seed; images of two seeds differ')
     parser.add_argument('--size', type=image_size, default='{}x{}'.format(*default.size),
                         help='image size in pixels, WIDTHxHEIGHT; a quarter is turned upright')
     parser.add_argument('--max_objects', type=cli.positive, default=default.max_objects,
@@ -332,7 +332,7 @@ def get_args_parser():
                         metavar=('MIN', 'MAX'), help="side of an object, fraction of the root of the image's area")
     parser.add_argument('--context', type=cli.unit_interval, default=default.context,
                         help='probability of a background that goes with the main object')
-    parser.add_argument('--hue', type=float, default=default.hue,
+    parser.add_argument('--hue', type=cli.number(low=0, high=180), default=default.hue,
                         help='standard deviation of the hue of vehicles and furniture (full circle: 180)')
     parser.add_argument('--variety', type=cli.positive, default=default.variety, help='most glyphs a class has')
     cli.add_worker_flag(parser)

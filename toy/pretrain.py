@@ -32,7 +32,7 @@ def get_args_parser():
     parser.add_argument('--save_every', type=cli.positive, default=500, help='steps between saving and log lines')
     parser.add_argument('--check_images', type=cli.positive, default=200,
                         help='toy images on which each saved state is scored; three times as many at the end')
-    parser.add_argument('--seed', type=cli.non_negative, default=20220624,
+    parser.add_argument('--seed', type=cli.seed, default=20220624,
                         help='seed; keep it apart from the seeds of toy sets, or their images are trained on')
     cli.add_worker_flag(parser)
     return parser

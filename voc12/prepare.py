@@ -54,7 +54,21 @@ def read_splits(root):
              'without masks (add the SBD masks to train Step 1 on all images and to score train_aug)')
     if (sets / 'test.txt').is_file():
         splits['test'] = read_list(sets / 'test.txt', '--voc12_root')
-    return splits
+    return {name: with_photos(name, ids, root) for name, ids in splits.items()}
+
+
+def with_photos(name, ids, root):
+    """Those ids of the list `name` that have a photo, and a warning that counts the others: no script takes them.
+
+    All of them where none has a photo: the photos are still to come.
+    """
+    missing = files.missing_files(ids, root / 'JPEGImages', '.jpg')
+    if not missing or len(missing) == len(ids):
+        return ids
+    warn(f'{name}: JPEGImages lacks {len(missing)} of {len(ids)} files, {missing[0]}.jpg the first; '
+         f'{name}.txt leaves these ids out')
+    without = set(missing)
+    return [i for i in ids if i not in without]
 
 
 def mask_ids(root):

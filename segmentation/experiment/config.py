@@ -23,20 +23,23 @@ def setting(default, help, scripts='train', type=str, **flag):
 class Config:
     """The settings of an experiment. The defaults are those that all three have in common (METHOD 7)."""
     EXP_NAME: str = setting(
-        '', 'path without suffix of what training writes: <name>.pth, .ckpt, .json, .losses.jsonl', 'train test')
+        '', 'path without suffix of what training writes: <name>.pth, .ckpt, .json, .losses.jsonl', 'train test',
+        type=cli.session)
     MODEL_NAME: str = setting('deeplabv1', 'deeplabv1 or deeplabv2', 'train test')
     MODEL_BACKBONE: str = setting('resnet38', 'resnet38 or resnet101', 'train test')
     MODEL_BACKBONE_PRETRAIN: str = setting(
         'models/ilsvrc-cls_rna-a1_cls1000_ep-0001.params',
         'pretrained weights: ResNet-38 .params or .pth, ResNet-101 .pth with deep or plain (torchvision) stem')
-    DATA_PSEUDO_GT: str = setting('', 'folder of the pseudo masks, <id>.png')
-    DATA_RANDOMCROP: int = setting(448, 'side of the training crop in pixels', type=cli.positive)
+    DATA_PSEUDO_GT: str = setting('', 'folder of the pseudo masks, <id>.png', empty=True)
+    DATA_RANDOMCROP: int = setting(448, 'side of the training crop in pixels', type=cli.side)
     DATA_RANDOMSCALE: tuple = setting((0.5, 1.5), 'lowest and highest factor of the random scale',
-                                      type=cli.positive_number, nargs=2)
+                                      type=cli.scale, nargs=2)
     DATA_RANDOM_H: int = setting(10, 'most by which the hue is shifted (of 180, two degrees a unit)',
-                                 type=cli.non_negative)
-    DATA_RANDOM_S: int = setting(10, 'most by which the saturation is shifted (0..255)', type=cli.non_negative)
-    DATA_RANDOM_V: int = setting(10, 'most by which the value (brightness) is shifted (0..255)', type=cli.non_negative)
+                                 type=cli.number(int, low=0, high=180))
+    DATA_RANDOM_S: int = setting(10, 'most by which the saturation is shifted (0..255)',
+                                 type=cli.number(int, low=0, high=255))
+    DATA_RANDOM_V: int = setting(10, 'most by which the value (brightness) is shifted (0..255)',
+                                 type=cli.number(int, low=0, high=255))
     DATA_RANDOMFLIP: float = setting(0.5, 'probability of the flip', type=cli.unit_interval)
     TRAIN_LR: float = setting(0.001, 'learning rate of the backbone (head: ten times)', type=cli.positive_number)
     TRAIN_MOMENTUM: float = setting(0.9, 'SGD momentum', type=cli.unit_interval)
@@ -47,7 +50,7 @@ class Config:
     TRAIN_BATCHES: int = setting(10, 'images a step, over all devices', type=cli.positive)
     TRAIN_ITERATION: int = setting(20000, 'steps', type=cli.positive)
     TEST_MULTISCALE: tuple = setting((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), 'scales of the multi-scale test', 'test',
-                                     type=cli.positive_number, nargs='+')
+                                     type=cli.scale, nargs='+')
     TEST_FLIP: bool = setting(True, 'add the flip at every scale of the multi-scale test', 'test',
                               type=cli.true_or_false, metavar='True|False')
 

@@ -7,8 +7,6 @@ Writes  val:  <out_dir>/{single,single_crf,multi,multi_crf}/<id>.png and scores.
 
     cd segmentation/experiment && python test.py --weights SEAM_deeplabv1_resnet38.pth --voc12_root ../../VOC2012
 """
-import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -17,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 from data.images import image_folder, need_images
 from data.lists import read_list
 from data.masks import need_objects
-from engine import cli, files
-from engine.errors import UserError
+from engine import cli, files, outputs, runinfo
 from engine.evaluation import absent_text, evaluate_masks
 from segmentation import predictions, server_archive
 from segmentation.experiment import config as configs
@@ -66,14 +63,14 @@ def main(args):
     out_dir = files.out_dir(args.out_dir or f'{config.EXP_NAME}_{args.split}', '--out_dir')
     logits_dir = args.out_logits and files.out_dir(args.out_logits, '--out_logits')
     output = predictions.Output(folders(out_dir, args.split), logits_dir, args.crf_iters, VOC, engine)
-    if args.overwrite:
-        output.clear(ids)
-    dataset.keep(output.missing(ids))
-    same_run(out_dir / 'run.json', what_decides(args, config, weights), done=len(ids) - len(dataset))
+    made = what_decides(args, config, weights)
+    homes = [(folder, suffix, logits_dir if suffix == '.npy' else out_dir) for folder, suffix in output.kinds]
+    dataset.keep(outputs.begin([outputs.Output(folder, suffix, made, home) for folder, suffix, home in homes], ids,
+                               args.overwrite))
     print(f'{len(dataset)} of {len(ids)} images to do')
     inference.segment(net, dataset, config, output, device, args)
     if args.split == 'val':
-        score(ids, list_name, output, gt_dir, out_dir, args.num_workers)
+        score(ids, list_name, output, gt_dir, out_dir, args.num_workers, made)
     else:
         pack(ids, output, root, out_dir)
 
@@ -88,25 +85,13 @@ def folders(out_dir, split):
 
 def what_decides(args, config, weights):
     """The settings that the predictions depend on, as a JSON-ready dict."""
-    return {'experiment': args.experiment, 'network': config.network, 'weights': str(weights),
-            'weights_sha256': hashlib.sha256(weights.read_bytes()).hexdigest(), 'scales': list(config.TEST_MULTISCALE),
-            'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine,
-            'amp': args.amp}
+    return {'kind': 'predictions', 'experiment': args.experiment, 'network': config.network, 'weights': str(weights),
+            'weights_sha256': runinfo.digest(weights), 'scales': list(config.TEST_MULTISCALE),
+            'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine, 'amp': args.amp}
 
 
-def same_run(path, now, done):
-    """Write the settings `now` to `path`. UserError where `done` > 0 predictions were made with other settings."""
-    # Before the flag existed the engine was pydensecrf.
-    then = {'crf_engine': 'pydensecrf'} | (files.read_json(path, 'add --overwrite, or choose another --out_dir') or {})
-    changed = [key for key in now if then.get(key) != now[key] and key != 'weights']  # their path, for files may move
-    if changed and done:
-        raise UserError(path.parent, f'holds {done} predictions made with another {", ".join(changed)}',
-                        'add --overwrite, or choose another --out_dir')
-    files.save_json(path, now)
-
-
-def score(ids, list_name, output, gt_dir, out_dir, num_workers):
-    """Score the four variants, print the four numbers, write scores.json."""
+def score(ids, list_name, output, gt_dir, out_dir, num_workers, made):
+    """Score the four variants, print the four numbers, write scores.json. made: what_decides."""
     results = {name: evaluate_masks(ids, folder, gt_dir, output.classes, num_workers)
                for name, folder in output.folders.items()}
     miou = {name: float(result.miou[0]) for name, result in results.items()}
@@ -115,8 +100,7 @@ def score(ids, list_name, output, gt_dir, out_dir, num_workers):
     occurring = {name: float(result.miou_occurring[0]) for name, result in results.items()}
     files.save_json(out_dir / 'scores.json', {
         'list': str(list_name), 'images': len(ids), 'gt_dir': str(gt_dir), 'miou': miou, 'class_iou': class_iou,
-        'miou_occurring': occurring,
-        'run': json.loads((out_dir / 'run.json').read_text())})
+        'miou_occurring': occurring, 'run': made})
     print(table(miou, len(ids), list_name))
     for name, result in results.items():
         absent = absent_text(result.counts[0])

@@ -39,15 +39,19 @@ def main(args):
     import torch
 
     from data.segmentation import Augmentation, PseudoMasks
+    from engine.datasets import check_photos
     from engine.device import autocast, set_up, to_device
+    from engine.runinfo import fingerprint
     from engine.training import Run, parameter_groups
     from engine.training_pictures import segmentation_figure
+    from engine.validation import warn_of_shared_ids
     from segmentation import model, preflight
     from segmentation.losses import segmentation_loss
 
     config = configs.effective(args)
     ids = read_list(args.train_list, '--train_list')
     check(config, len(ids))
+    warn_of_shared_ids(ids, args.train_list)
     device = set_up(args, config.EXP_NAME)
     net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN), VOC.num_classes)
     net = to_device(net, device, args.amp)
@@ -59,6 +63,7 @@ def main(args):
     jitter = (config.DATA_RANDOM_H, config.DATA_RANDOM_S, config.DATA_RANDOM_V)
     augmentation = Augmentation(config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE, jitter, config.DATA_RANDOMFLIP)
     dataset = PseudoMasks(ids, root, mask_dir, augmentation, args.convert_rgb)
+    check_photos(dataset, '--train_list')
 
     groups = parameter_groups(net, config.TRAIN_LR, config.TRAIN_WEIGHT_DECAY)
     optimizer = torch.optim.SGD(groups, config.TRAIN_LR, momentum=config.TRAIN_MOMENTUM)
@@ -66,7 +71,8 @@ def main(args):
               before=all_settings(args, configs.EXPERIMENTS[args.experiment]) | get_args_parser().before,
               images=len(ids), batch_size=config.TRAIN_BATCHES, max_step=config.TRAIN_ITERATION,
               schedule_steps=config.TRAIN_ITERATION + 1,  # as published, in this step alone (METHOD 7.1)
-              power=config.TRAIN_POWER)
+              power=config.TRAIN_POWER, inputs={'train_ids': fingerprint(len(ids), '\n'.join(ids).encode()),
+                                                'pseudo_masks': fingerprint(len(ids), masks.pixels.tobytes())})
     for batch in run.batches(dataset):
         image = batch['image'].to(device, non_blocking=True)
         mask = batch['mask'].to(device, non_blocking=True)

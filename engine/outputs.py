@@ -1,0 +1,104 @@
+"""The folders that an inference step fills: what made their files, `<folder>/run.json`, and which files are done.
+
+run.json: {suffix: what decides the content of the folder's files of that suffix, and 'weights', where they lay}. It is
+written before the first file. A file counts as done only where run.json says that it was made as it would be now.
+"""
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import files, runinfo
+from engine.errors import UserError
+
+NAME = 'run.json'
+INFORMATION = {'weights'}  # may differ: files may move, their digest is compared
+WAY_OUT = 'add --overwrite to make them anew, or choose another folder'
+
+
+@dataclass(frozen=True)
+class Output:
+    """Files <folder>/<id><suffix>, one an image. made: JSON-ready dict of what decides their content, 'kind' first.
+
+    home: the folder of run.json, `folder` unless given.
+    """
+    folder: Path
+    suffix: str
+    made: dict
+    home: Path = None
+
+    @property
+    def run_file(self):
+        """The path of run.json."""
+        return Path(self.home or self.folder) / NAME
+
+    @property
+    def now(self):
+        """`made` as JSON gives it back: lists for tuples."""
+        return json.loads(json.dumps(self.made, default=str))
+
+    def names(self):
+        """The ids whose file exists, a set."""
+        return {name.removesuffix(self.suffix) for name in os.listdir(self.folder)
+                if name.endswith(self.suffix) and not name.startswith('.')}
+
+
+def begin(outputs, ids, overwrite):
+    """The ids of which some output is still to be made, in order; run.json says from now on what makes them.
+
+    overwrite: all of them; their files are removed first, so that a run which is stopped leaves no older ones.
+    UserError: a folder holds files that were made otherwise, or that nothing is known of, and not overwrite; with
+    overwrite, such files of images that are not in `ids`, which would stay.
+    """
+    for output in outputs:
+        refuse_others(output, ids, overwrite)
+    if overwrite:
+        for output in outputs:
+            for name in ids:
+                (Path(output.folder) / (name + output.suffix)).unlink(missing_ok=True)
+    for output in outputs:
+        known = read(output.run_file)
+        if different(known.get(output.suffix), output.now):
+            files.save_json(output.run_file, {**known, output.suffix: output.now})
+    return files.unfinished(ids, [(output.folder, output.suffix) for output in outputs])
+
+
+def refuse_others(output, ids, overwrite):
+    """UserError, as in `begin`, for one output."""
+    present = output.names()
+    stays = present.difference(ids) if overwrite else present
+    then = read(output.run_file).get(output.suffix)
+    changed = different(then, output.now)
+    if stays and changed:
+        origin = f'made with another {", ".join(changed)}' if then else f'of which no {NAME} says what made them'
+        if overwrite:
+            raise UserError(output.folder, f'holds {len(stays)} files of images that are not in the list, {origin}',
+                            'remove them, or choose another folder')
+        raise UserError(output.folder, f'holds {len(stays)} files {origin}', WAY_OUT)
+
+
+def read(run_file):
+    """The content of a run.json; {} where there is none. UserError: another content."""
+    content = files.read_json(run_file, 'remove it and the files beside it, or choose another folder')
+    content = {} if content is None else content
+    if not (isinstance(content, dict) and all(isinstance(made, dict) and 'kind' in made for made in content.values())):
+        raise UserError(run_file, 'does not say what made the files beside it',
+                        'remove it and them, or choose another folder')
+    return content
+
+
+def different(then, now):
+    """The names of what decides and differs. then: None where nothing is known."""
+    then = then or {}
+    return [key for key in {**now, **then} if key not in INFORMATION and then.get(key) != now.get(key)]
+
+
+def origin(folder, suffix):
+    """A digest of what made the files of a folder: of run.json's entry or, without one, of the first file's content."""
+    made = read(Path(folder) / NAME).get(suffix)
+    if made:
+        decides = {key: value for key, value in made.items() if key not in INFORMATION}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    names = sorted(name for name in os.listdir(folder) if name.endswith(suffix) and not name.startswith('.'))
+    return runinfo.digest(Path(folder) / names[0]) if names else None
