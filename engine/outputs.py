@@ -57,10 +57,11 @@ def begin(outputs, ids, overwrite):
         for output in outputs:
             for name in ids:
                 (Path(output.folder) / (name + output.suffix)).unlink(missing_ok=True)
-    for output in outputs:
-        known = read(output.run_file)
-        if different(known.get(output.suffix), output.now):
-            files.save_json(output.run_file, {**known, output.suffix: output.now})
+    for run_file in {output.run_file for output in outputs}:
+        known = read(run_file)
+        now = {output.suffix: output.now for output in outputs if output.run_file == run_file}
+        if any(different(known.get(suffix), made) for suffix, made in now.items()):
+            files.save_json(run_file, known | now)
     return files.unfinished(ids, [(output.folder, output.suffix) for output in outputs])
 
 

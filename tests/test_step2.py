@@ -185,8 +185,8 @@ def test_processes_write_the_same_bytes_and_done_images_are_skipped(toy, chain, 
 @pytest.mark.long
 def test_aff_prepare_killed_and_restarted_writes_the_same_bytes(toy, chain, tmp_path):
     argv = [*prepare_argv(toy, chain), '--out_crf', tmp_path]
-    run_killed('aff_prepare', 5, *argv)  # between the two alphas of the third image
-    assert len(finished(tmp_path)) == 5
+    run_killed('aff_prepare', 7, *argv)  # two run.json, then between the two alphas of the third image
+    assert len(finished(tmp_path, '.npy')) == 5
     run_main('aff_prepare', *argv)
     assert finished(tmp_path) == tree_bytes(chain / 'crf')
 
@@ -196,8 +196,8 @@ def test_aff_infer_killed_and_restarted_writes_the_same_bytes(toy, chain, tmp_pa
     whole, rw = tmp_path / 'whole', tmp_path / 'rw'
     run_main('aff_infer', *infer_argv(toy, chain), '--out_rw', whole, '--out_rw_npy', whole)
     argv = [*infer_argv(toy, chain), '--out_rw', rw, '--out_rw_npy', rw]
-    run_killed('aff_infer', 5, *argv)
-    assert len(finished(rw)) == 5
+    run_killed('aff_infer', 6, *argv)
+    assert len(finished(rw)) == 6  # run.json, and the files of three images but one
     run_main('aff_infer', *argv, '--num_workers', 1)
     assert finished(rw) == tree_bytes(whole)
 
