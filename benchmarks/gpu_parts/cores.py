@@ -1,4 +1,7 @@
-"""Work that the CPU does while a GPU runs the networks: CRFs, random walk, loading of images. Seconds of a core."""
+"""Work that the CPU does while a GPU runs the networks: CRFs, random walk, loading of images. Seconds of a core.
+
+The CRF can run on the GPU instead: one row says how fast.
+"""
 import functools
 
 import numpy as np
@@ -7,12 +10,13 @@ from PIL import Image
 
 from benchmarks import inputs
 from benchmarks.frame import Options
-from benchmarks.gpu_parts.measure import Row, attempt, seconds_on_one_core
+from benchmarks.gpu_parts.measure import Row, attempt, seconds_on_one_core, speed
 from benchmarks.stages import step1, step2
 from contrast_infer import SCALES
 from data import segmentation, transforms
 from engine.crf_workers import refine_segmentation, refine_walked
 from segmentation.experiment.config import Config
+from tool import crf as tool_crf
 from tool import seeds
 from tool.pairs import cell_means
 from voc12.classes import VOC
@@ -41,6 +45,21 @@ def crf(settings):
         'aff_prepare': lambda: step2.aff_prepare(ONE_CORE, size).ours,
         'CRF after the walk': lambda: walked_crf(size),
         'CRF of DeepLab': lambda: deeplab_crf(size)})
+    yield attempt(Row('crf', 'CRF of seeds on the device', f'photo {size[0]}x{size[1]}'),
+                  lambda: crf_on_device(settings, size))
+
+
+def crf_on_device(settings, size):
+    """Fields of a Row: images/s of the CRF of a seed with two classes, and how many of its labels a CPU gives too."""
+    photo, (present, cams) = inputs.photo(*size), inputs.cams(*size)
+    label_map, labels = seeds.label_map(present, cams, 0.26), [0, *(present + 1)]
+
+    def refine(device=settings.device):
+        refined, = tool_crf.refine_labels(photo, label_map[None], labels, VOC.num_classes, tool_crf.SEED, device=device)
+        return tool_crf.label_map(refined, labels)
+    row = speed(refine, 1, settings)
+    same = (refine() == refine('cpu')).mean()
+    return {**row, 'note': f'{100 * same:.3f} % of labels as on a CPU'}
 
 
 def walked_crf(size):

@@ -68,11 +68,11 @@ def aff_prepare(options, size=inputs.SIZE, alphas=(4., 24.)):
     Image.fromarray(photo).save(root / 'photo.jpg', quality=95)
     save_cams(root / 'photo.npy', classes, cams)
 
-    def ours():
+    def ours(_=folder):  # the argument keeps the temporary folder alive
         write_probabilities(('photo', root / 'photo.jpg'), root, out['ours'], iterations=10,
                             num_classes=VOC.num_classes, convert_rgb=False, overwrite=True)
 
-    def theirs(_=folder):  # the argument keeps the temporary folder alive
+    def theirs(_=folder):
         image = np.asarray(Image.open(root / 'photo.jpg'))
         maps = np.load(root / 'photo.npy', allow_pickle=True).item()  # ours, read as published
         stack = np.zeros((VOC.num_classes, *image.shape[:2]), np.float32)
