@@ -2,10 +2,9 @@
 
 What is found is what data/images.py, read_image, refuses. A file that is damaged between header and end is not found.
 """
-from data.images import opened_image, read_image
+from data.images import MIN_SIDE, opened_image, orientation, read_image
 
 ENDS = {'JPEG': b'\xff\xd9', 'PNG': b'IEND\xaeB`\x82'}  # the last bytes of a whole file
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 def check_photo(path, convert=False):
@@ -18,8 +17,8 @@ def check_photo(path, convert=False):
             end = ENDS.get(image.format, b'')
             file.seek(max(0, file.seek(0, 2) - len(end)))
             whole = bool(end) and file.read() == end
-        plain = whole and image.mode == 'RGB' and min(image.size) >= 8
-        turned = image.getexif().get(ORIENTATION, 1) != 1
+        plain = whole and image.mode == 'RGB' and min(image.size) >= MIN_SIDE
+        turned = orientation(image) != 1
     if not plain:
         read_image(path, convert)
     return turned

@@ -222,6 +222,15 @@ def test_the_look_agrees_with_reading(toy, devkit):
         assert outcomes[0] == outcomes[1], length
 
 
+@pytest.mark.parametrize('exif', [b'Exif\0\0', b'Exif\0\0MM\0*\0\0\0\x08\xff\xff', b'Exif\0\0rubbish' * 9])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_a_tag_that_cannot_be_read_spoils_no_photo(tmp_path, exif, kind):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    picture.save(tmp_path / 'x.jpg', kind, exif=exif)
+    assert not check_photo(tmp_path / 'x.jpg')
+    assert read_image(tmp_path / 'x.jpg').shape == (40, 60, 3)
+
+
 class Sized(Photos):
     """Photos whose items have a companion of a fixed size, (64, 80), as a CAM file of an unturned photo has."""
 
