@@ -27,7 +27,7 @@ REMEDIES = (  # what pip says, what it means, what to do
     ('ensurepip', 'this Python cannot make virtual environments', 'install its venv package (Debian: python3-venv)'))
 
 FETCHED = re.compile(  # what pip says of a file: name, version, size
-    r'\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s]+?)-(\d[^-\s]*)-?\S* *(\(.*\))?')
+    r'\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^/\s]+?)-(\d[^-\s]*)-?\S* *(\([\d.]+ \w+\))?')
 
 
 class InstallationError(Exception):

@@ -12,7 +12,8 @@ import install
 def test_a_line_is_shown_for_each_package_that_is_fetched(capsys):
     said = ['Collecting torch>=2.6', '  Downloading torch-2.14.1-cp311-cp311-linux_x86_64.whl.metadata (30 kB)',
             '  Downloading torch-2.14.1-cp311-cp311-linux_x86_64.whl (906.5 MB)',
-            '  Using cached tqdm-4.67.1-py3-none-any.whl (78 kB)', 'Processing /wheels/numpy-2.4.6-cp311-cp311-x.whl',
+            '  Using cached tqdm-4.67.1-py3-none-any.whl (78 kB)',
+            'Processing /wheels/numpy-2.4.6-cp311-cp311-x.whl (from -r requirements.txt (line 3))',
             'Requirement already satisfied: pip', 'Installing collected packages: torch, tqdm, numpy']
     install.run([sys.executable, '-c', f'print({chr(10).join(said)!r})'], time.time())
     assert capsys.readouterr().out.splitlines() == [
