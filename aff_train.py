@@ -39,7 +39,7 @@ def main(args):
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
     from engine.outputs import origin
-    from engine.runinfo import fingerprint
+    from engine.runinfo import fingerprint_of_ids
     from engine.training import Run, parameter_groups
     from engine.training_pictures import affinity_figure
     from engine.validation import validate_affinity, validation_ids, warn_of_shared_ids
@@ -62,7 +62,7 @@ def main(args):
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches, inputs={'train_ids': fingerprint(len(ids), '\n'.join(ids).encode()),
+              epochs=args.max_epoches, inputs={'train_ids': fingerprint_of_ids(ids),
                                                'low_alpha': origin(args.la_crf_dir, '.npy'),
                                                'high_alpha': origin(args.ha_crf_dir, '.npy')})
     for batch in run.batches(dataset):

@@ -33,7 +33,7 @@ def main(args):
     from engine.datasets import check_photos, training_images, validation_images
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
-    from engine.runinfo import fingerprint
+    from engine.runinfo import fingerprint, fingerprint_of_ids
     from engine.training import Run, parameter_groups
     from engine.training_pictures import cam_figure
     from engine.validation import validate_classification, warn_of_shared_ids
@@ -55,7 +55,7 @@ def main(args):
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches, inputs={'train_ids': fingerprint(len(ids), '\n'.join(ids).encode()),
+              epochs=args.max_epoches, inputs={'train_ids': fingerprint_of_ids(ids),
                                                'labels': fingerprint(len(ids), dataset.labels.numpy().tobytes())})
     for batch in run.batches(dataset):
         target = Target(batch['label'], present_channels(batch['label']), batch.get('saliency')).to(device)
@@ -70,9 +70,7 @@ def main(args):
             run.log_figure('maps', cam_figure(image, view1, target, recipe.bg_threshold, VOC.palette))
         if run.epoch_ended and validation:
             run.validate(lambda: validate_classification(net, validation, args, device))
-    run.finish()
-    if args.save_layout == 'published':
-        run.save_weights(to_published_eps(net.state_dict()))
+    run.finish(to_published_eps if args.save_layout == 'published' else dict)
 
 
 def check(args, recipe, images):

@@ -1,4 +1,4 @@
-"""Run the whole chain, Step 1 to 3, on PASCAL VOC 2012: the README's commands one by one, then the Model Zoo table.
+"""Run the whole chain, Step 1 to 3, on PASCAL VOC 2012: the README's commands, then a table of measured figures.
 
     python reproduce.py --baseline seam --voc12_root VOC2012 --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
 

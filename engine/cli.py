@@ -224,8 +224,8 @@ def add_precision_flags(parser):
                              'hardware computes natively (bf16, else fp16 on CUDA, else off)')
 
 
-def add_machine_flags(parser):
-    """--device, --amp, --threads, --num_workers: how a script with a network uses the machine. See engine/device.py."""
+def add_device_flags(parser):
+    """--device, --amp, --threads, --num_workers, --seed, of all scripts that run a network. See engine/device.py."""
     add_precision_flags(parser)
     parser.add_argument('--threads', type=auto_or(number(int, low=1, high=1024)), default='auto',
                         help='threads of the main process. auto: a thread for each core that is idle at the start and '
@@ -233,11 +233,6 @@ def add_machine_flags(parser):
     parser.add_argument('--num_workers', type=auto_or(processes), default='auto',
                         help='processes that prepare images or run the CRF (0: all work in the main process). auto: '
                              'one per core beside a GPU, at most 8; one for eight cores where the network runs on them')
-
-
-def add_device_flags(parser):
-    """The machine's flags and --seed, shared by all scripts that run a network."""
-    add_machine_flags(parser)
     parser.add_argument('--seed', type=seed, default=0,
                         help='seed of every random choice (inference makes none, unless your --network does)')
 

@@ -98,7 +98,7 @@ def evaluate_cams(ids, predict_dir, gt_dir, classes, thresholds=metrics.CURVE, n
 def prepared(count, ids, predict_dir, suffix, gt_dir, classes, **options):
     """`count` of engine/workers.py with its folders, once all files are known to exist and the ground truth to show
     objects (UserError)."""
-    if suffix == '.png':
+    if suffix == '.png':  # masks may come from other programs, which write a name's letters in another form
         need_images(ids, predict_dir, (suffix,), '--predict_dir')
     else:
         files.need_files(ids, predict_dir, suffix, '--predict_dir')

@@ -54,6 +54,11 @@ def fingerprint(count, content):
     return f'{count} ({hashlib.sha256(content).hexdigest()[:16]})'
 
 
+def fingerprint_of_ids(ids):
+    """fingerprint of a list of ids, whose order counts."""
+    return fingerprint(len(ids), '\n'.join(ids).encode())
+
+
 def git_commit():
     """The short commit of this code, with '+changes' where files differ from it; 'unknown' outside a checkout."""
     def git(*words):

@@ -187,20 +187,20 @@ class Run:
             figure.savefig(temporary, dpi=100, bbox_inches='tight')
         self.writer.add_figure(name, figure, self.step)  # closes it
 
-    def finish(self):
-        """Write <session>.pth, the plain state dict that inference reads, and close the logs."""
+    def finish(self, layout=dict):
+        """Write <session>.pth, the plain state dict that inference reads, and close the logs.
+
+        layout: function that brings the network's state dict into the file's layout.
+        """
         if self.saved != self.step:
             self.save()
-        self.save_weights(self.net.state_dict())
+        if distributed.is_main():
+            weights = {key: value.cpu() for key, value in layout(self.net.state_dict()).items()}
+            checkpoint.save_tensors(self.path('.pth'), weights)
         self.writer.close()
         print(f'wrote {self.path(".pth")} after {self.step} steps'
               + (f'; peak GPU memory {torch.cuda.max_memory_allocated(self.device) / 2 ** 30:.2f} GiB'
                  if self.device.type == 'cuda' else ''))
-
-    def save_weights(self, state):
-        """Write a state dict to <session>.pth, on the CPU and atomically."""
-        if distributed.is_main():
-            checkpoint.save_tensors(self.path('.pth'), {key: value.cpu() for key, value in state.items()})
 
     # ------------------------------------------------------------ checkpoints
 

@@ -28,14 +28,14 @@ TERMS = {
 }
 
 
-def setting(help, scripts, kind=float, low=None, high=None, above=None, choices=None, before=None, default=None):
+def setting(help, scripts, kind=float, low=None, high=None, above=None, choices=None, before=None):
     """A field of Recipe that is also a flag of `scripts` ('train', 'infer').
 
     A recipe whose value is None has no such setting, and its flag is refused; '' must be given by the user.
     kind, low, high (inclusive), above (exclusive), choices: the values that the flag takes. before: the value that the
     code had before the flag existed, where that is not the recipe's; see engine.cli.values_before.
     """
-    return dataclasses.field(default=default, metadata={
+    return dataclasses.field(default=None, metadata={
         'help': help, 'scripts': scripts.split(), 'kind': kind, 'low': low, 'high': high, 'above': above,
         'choices': choices, 'before': before})
 

@@ -41,7 +41,7 @@ def main(args):
     from data.segmentation import Augmentation, PseudoMasks
     from engine.datasets import check_photos
     from engine.device import autocast, set_up, to_device
-    from engine.runinfo import fingerprint
+    from engine.runinfo import fingerprint, fingerprint_of_ids
     from engine.training import Run, parameter_groups
     from engine.training_pictures import segmentation_figure
     from engine.validation import warn_of_shared_ids
@@ -71,7 +71,7 @@ def main(args):
               before=all_settings(args, configs.EXPERIMENTS[args.experiment]) | get_args_parser().before,
               images=len(ids), batch_size=config.TRAIN_BATCHES, max_step=config.TRAIN_ITERATION,
               schedule_steps=config.TRAIN_ITERATION + 1,  # as published, in this step alone (METHOD 7.1)
-              power=config.TRAIN_POWER, inputs={'train_ids': fingerprint(len(ids), '\n'.join(ids).encode()),
+              power=config.TRAIN_POWER, inputs={'train_ids': fingerprint_of_ids(ids),
                                                 'pseudo_masks': fingerprint(len(ids), masks.pixels.tobytes())})
     for batch in run.batches(dataset):
         image = batch['image'].to(device, non_blocking=True)
