@@ -83,7 +83,7 @@ def main(args):
     from data.photos import AnyPhotos
     from engine.device import set_up
     from engine.loading import single_items
-    from engine.parallel import WorkerPool, progress, say
+    from engine.parallel import WorkerPool, progress
     from segmentation import predictor as predictors
     from segmentation.prediction import write
 
@@ -97,11 +97,11 @@ def main(args):
     dataset = AnyPhotos({name: photos[name] for name in todo}, predictor.shrink)
     unread = 0
     with progress(single_items(dataset, args.num_workers, device), 'predict', len(dataset)) as bar, \
-            WorkerPool(predictor.after.engine.workers(args.num_workers), say) as pool:
+            WorkerPool(predictor.after.engine.workers(args.num_workers), bar.write) as pool:
         for item in bar:
             if 'problem' in item:
                 unread += 1
-                say(f'warning: {item["problem"]}', sys.stderr)
+                bar.write(f'warning: {item["problem"]}', sys.stderr)
                 continue
             paths = {kind: output.folder / (item['name'] + output.suffix) for kind, output in made.items()}
             pool.submit(write, photos[item['name']], paths, item['pixels'], predictor.look(item['pixels']),

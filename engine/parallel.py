@@ -41,14 +41,6 @@ def progress(iterable=None, desc=None, total=None, unit='image', **kwargs):
                 maxinterval=interval, **kwargs)
 
 
-def say(text, file=None):
-    """Print a line, to stdout unless given, above the progress bar, which stands on stderr."""
-    if file is sys.stderr or sys.stderr.isatty():
-        tqdm.write(text, file)
-    else:
-        print(text, file=file)
-
-
 def map_images(function, items, workers, desc):
     """[function(item) for item in items], over `workers` processes (0: in this one), in order, under a progress bar.
 
