@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from engine.errors import UserError
 from engine.files import REPO
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'scipy', 'opencv-python-headless', 'pillow', 'pydensecrf2')
@@ -31,6 +32,25 @@ def stored_settings(session):
         info = json.loads(path.read_text(encoding='utf-8'))
         return info['settings'] if isinstance(info, dict) and isinstance(info.get('settings'), dict) else {}
     return {}
+
+
+def settings_of(weights):
+    """The settings of the run that wrote weights <session>.pth, from the <session>.json beside them; {} without one."""
+    return stored_settings(Path(weights).with_suffix(''))
+
+
+def check_classes(weights, classes):
+    """UserError where weights were trained on other classes than those of a ClassSet, as the <session>.json beside them
+    says. Without it the number of channels must do, which loading compares."""
+    stored = settings_of(weights).get('classes')
+    if isinstance(stored, list) and stored != list(classes.foreground):
+        raise UserError(weights, f'was trained on {_few(stored)}, not on those of {classes.name}: '
+                                 f'{_few(classes.foreground)}', 'choose the --dataset that it was trained on')
+
+
+def _few(names, most=3):
+    """The number of classes and the first of them, in words."""
+    return f'{len(names)} classes ({", ".join(map(str, names[:most]))}{", …" if len(names) > most else ""})'
 
 
 def line(info):
