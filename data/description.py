@@ -12,7 +12,8 @@
     ignore: 255                                   optional: what these masks store where a pixel does not count
     palette: {cup: [255, 0, 0], …}                optional: colours of masks and reports, '#ff0000' too
 
-Paths count from the file's folder. The data sets that come with the project are such files, <name>/dataset.yaml.
+Paths count from the file's folder, those of images and ground_truth from root; absolute ones stand as they are. The
+data sets that come with the project are such files, <name>/dataset.yaml.
 """
 import re
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ import yaml
 from data.classes import ClassSet, colour_map
 from data.images import SUFFIXES, PhotoFolders
 from engine.errors import UserError
-from engine.files import REPO
+from engine.files import REPO, save_text
 from tool.metrics import IGNORE
 
 BUILT_IN = ('voc12', 'coco14')
@@ -90,6 +91,11 @@ def read_dataset(source):
     return data
 
 
+def save_description(path, **content):
+    """Write a description; content: its keys, as in the file."""
+    save_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
+
+
 # ---------------------------------------------------------------- YAML
 
 class _Loader(yaml.BaseLoader):
@@ -152,7 +158,7 @@ def _from_mapping(source, content, lists, labels, root):
     images = _texts(source, content, 'images')
     return DataSet(
         source=source, classes=_classes(source, content, labels.resolve().name),
-        root=str(root / _path(source, 'root', content['root'], absolute=True)) if 'root' in content else str(root),
+        root=str(root / _path(source, 'root', content['root'])) if 'root' in content else str(root),
         images=tuple(_path(source, 'images', folder) for folder in images),
         extensions=_extensions(source, content),
         lists={name: str(lists / _path(source, f'list {name}', file)) for name, file in named.items()},
@@ -160,15 +166,11 @@ def _from_mapping(source, content, lists, labels, root):
         ground_truth=_path(source, 'ground_truth', content['ground_truth']) if 'ground_truth' in content else '')
 
 
-def _path(source, key, value, absolute=False):
-    """A path of a description, as text. UserError: no text, empty, out of its folder; absolute, where that is not
-    allowed."""
+def _path(source, key, value):
+    """A path of a description, as text. UserError: no text, empty, with `..`."""
     value = _text(source, key, value)
     if '..' in Path(value.replace('\\', '/')).parts or '\0' in value:
         raise UserError(source, f'{key}: the path {value!r} leads out of its folder', 'write it without ..')
-    if Path(value).is_absolute() and not absolute:
-        raise UserError(source, f'{key}: the path {value!r} is absolute',
-                        'write it from the folder of the description (images, ground_truth: from root)')
     return value
 
 

@@ -61,8 +61,11 @@ def line(info):
 
 
 def digest(path):
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal; of a folder, of the names and sizes of its files."""
     found = hashlib.sha256()
+    if Path(path).is_dir():
+        files = sorted((entry.name, entry.stat().st_size) for entry in Path(path).iterdir())
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
     with open(path, 'rb') as file:
         while block := file.read(2 ** 20):
             found.update(block)
