@@ -1,20 +1,19 @@
 """The base of all data sets: the photos of a list of ids; and photos that belong to no data set."""
 from torch.utils.data import Dataset
 
-from data.images import image_folder, photo_files, read_image
+from data.images import read_image
 from engine.errors import UserError
 
 
 class Photos(Dataset):
-    """The photos of a list of ids in <voc12_root>/JPEGImages (data/images.py: photo_files). Subclasses say what an item
-    is (`item`).
+    """The photos of a list of ids. Subclasses say what an item is (`item`).
 
-    UserError, when made, where a photo is missing: before any work is done.
+    photos: a data.images.PhotoFolders. UserError, when made, where a photo is missing: before any work is done.
     """
 
-    def __init__(self, ids, voc12_root, convert_rgb=False):
+    def __init__(self, ids, photos, convert_rgb=False):
         self.ids, self.convert_rgb = ids, convert_rgb
-        self.paths = photo_files(ids, image_folder(voc12_root))
+        self.paths = photos.need(ids)
 
     def __len__(self):
         return len(self.ids)
