@@ -2,8 +2,9 @@
 
     python predict.py --weights segmentation.pth photo.jpg holiday/ --out masks
 
-Reads  --weights (the network is recognised by what they hold; for Step 1 also <session>.json beside them, where it is),
-       photos of any size and colour mode, upright by their EXIF orientation, and the photos directly in folders.
+Reads  --weights (what they hold tells the network; classes and baseline are those in <session>.json beside them, where
+       it is, unless flags say others), photos of any size and colour mode, upright by their EXIF orientation, and the
+       photos directly in folders.
 Writes <out>/<name>.png (labels with the data set's palette, in the photo's size), <out>/overlay/<name>.jpg (to look at:
        the mask over the photo with a legend and, with weights of Step 1, the CAM of each class), run.json, photos.json.
 A photo whose files exist is skipped, so the same command continues a run that was stopped. run.json says what made the
@@ -19,20 +20,20 @@ from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
 
-from data.images import SUFFIXES
+from data.description import EXTENSIONS
 from engine import cli, files, outputs, runinfo
 from engine.errors import UserError
-from voc12.classes import VOC
 
-ENDINGS = (*SUFFIXES, '.webp', '.bmp', '.tif', '.tiff')  # what counts as a photo in a folder
 PHOTOS = 'photos.json'
 
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('photos', nargs='+', help=f'photos, and folders of photos ({", ".join(ENDINGS)}; not below)')
+    parser.add_argument('photos', nargs='+', help=f'photos, and folders of photos ({", ".join(EXTENSIONS)}; not below)')
     parser.add_argument('--weights', required=True, help="trained weights (.pth) of Step 3's DeepLab or of Step 1")
     parser.add_argument('--out', required=True, help='folder of the masks; pictures go to <out>/overlay')
+    cli.add_dataset_flag(parser)
+    parser.set_defaults(dataset=None)  # the classes that <session>.json beside the weights names, else VOC's
     parser.add_argument('--max_side', type=cli.side, default=640,
                         help='pixels: a photo with a longer side is shrunk to it for network and CRF, and its mask '
                              "enlarged again. Networks trained on VOC know photos of 500; more shows smaller things "
@@ -50,7 +51,6 @@ def get_args_parser():
     parser.add_argument('--background_score', type=cli.unit_interval,
                         help='with weights of Step 1: a pixel is background where no CAM is above it, 0..1 (0.26)')
     cli.add_recipe_flags(parser, 'infer')
-    parser.set_defaults(baseline=None)  # as <session>.json says
     cli.add_crf_flag(parser)
     cli.add_switch(parser, '--overwrite', 'do photos again whose files exist')
     cli.add_device_flags(parser)
@@ -75,7 +75,7 @@ def load(weights, **flags):
     unknown = sorted(flags.keys() - known.keys())
     if unknown:
         raise TypeError(f'unknown flag {unknown[0]!r}: one of {", ".join(known)}')
-    return resolve_name('segmentation.predictor:load')(SimpleNamespace(**known | flags | {'weights': weights}), VOC)
+    return resolve_name('segmentation.predictor:load')(SimpleNamespace(**known | flags | {'weights': weights}))
 
 
 def main(args):
@@ -89,7 +89,7 @@ def main(args):
 
     photos = named(photo_files(args.photos), args.out)
     device = set_up(args)
-    predictor = predictors.load(args, VOC, device)
+    predictor = predictors.load(args, device)
     made = what_is_made(args, predictor)
     todo = outputs.begin(made.values(), list(photos), args.overwrite)
     note_photos(photos, todo, Path(args.out))
@@ -122,9 +122,9 @@ def photo_files(paths):
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith('.'))
-            photos = [entry for entry in inside if entry.suffix.lower() in ENDINGS]
+            photos = [entry for entry in inside if entry.suffix.lower() in EXTENSIONS]
             if not photos:
-                raise UserError(path, f'is a folder without photos ({", ".join(ENDINGS)})', 'give another')
+                raise UserError(path, f'is a folder without photos ({", ".join(EXTENSIONS)})', 'give another')
             others = [entry.name for entry in inside if entry not in set(photos)]
             if others:
                 print(f'{path}: {len(others)} files do not end as photos do and are left out ({others[0]} the first)')

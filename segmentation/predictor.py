@@ -1,12 +1,12 @@
 """One photo in, a mask out, by a trained network of Step 3 or Step 1: what predict.py and `import predict` run."""
 import functools
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from data import segmentation, transforms
+from data.description import read_dataset, trained_classes
 from data.images import is_blank, read_image
 from engine import cli, runinfo
 from engine.crf_engine import CrfEngine, chosen_engine
@@ -19,7 +19,6 @@ from network.weights import describe, read_weights
 from segmentation import inference, model, prediction
 from segmentation.experiment.config import Config
 from tool.crf import DEEPLAB
-from tool.recipes import RECIPES
 
 # Flags that networks of Step 1 alone have a use for, and what counts as not given.
 OF_STEP_1 = {'classes': None, 'class_score': None, 'background_score': None, 'baseline': None, 'network': None,
@@ -27,17 +26,18 @@ OF_STEP_1 = {'classes': None, 'class_score': None, 'background_score': None, 'ba
 CLASS_SCORE, BACKGROUND_SCORE = 0.5, 0.26  # unless given; the latter is that of contrast_infer.py's seeds
 
 
-def load(args, classes, device=None):
+def load(args, device=None):
     """The predictor of the network in args.weights, recognised by its tensors: an OfDeepLab or an OfStep1.
 
-    args: the flags of predict.py; 'auto' and what depends on the network is filled in. classes: the ClassSet.
-    device: torch.device; None: that of args.device, with its precision.
+    args: the flags of predict.py; 'auto' and what depends on the network is filled in. device: torch.device; None: that
+    of args.device, with its precision.
     UserError: weights that cannot be read, of no such network or of other classes; flags that do not fit the network.
     """
     if device is None:
         device = select_device(args.device)
         args.amp = choose_precision(device, args.amp)
     state = read_weights(args.weights, args.background_last)
+    classes = class_set(args)
     name = deeplab.name_of(state)
     if name:
         return OfDeepLab(args, classes, device, name, state)
@@ -141,23 +141,27 @@ class OfStep1(Predictor):
         return prediction.Cams(present, cams.cpu().numpy(), scores)
 
 
+def class_set(args):
+    """The ClassSet: of --dataset or, where it is not given, of the names that the <session>.json beside the weights
+    holds, else VOC's. UserError: weights that were trained on other classes."""
+    stored = runinfo.settings_of(args.weights).get('classes')
+    classes = read_dataset(args.dataset or 'voc12').classes
+    if not args.dataset and isinstance(stored, list) and stored != list(classes.foreground):
+        return trained_classes(args.weights, stored)
+    runinfo.check_classes(args.weights, classes)
+    return classes
+
+
 def engine_of(args, device):
     """The CrfEngine that --crf asks for."""
     return chosen_engine(args.crf_engine, device) if args.crf else CrfEngine()
 
 
 def fill_in(args, state):
-    """Fill in Step 1's flags that were not given: baseline and network as <session>.json beside the weights says.
-
-    Without such a file by the tensors: a PCM means seam, none eps_plain.
-    """
-    stored = runinfo.stored_settings(Path(args.weights).with_suffix(''))
-    if args.baseline is None and stored.get('baseline') in RECIPES:
-        args.baseline = stored['baseline']
-        # Another module than the project's own is the user's to name: a file from elsewhere must not choose what runs.
-        if str(stored.get('network')).startswith('network.'):
-            args.network = args.network or stored['network']
-    args.baseline = args.baseline or ('seam' if 'f9.weight' in state else 'eps_plain')
+    """Fill in Step 1's flags that cli.chosen_recipe does not: scores, and eps_plain for a network without PCM of which
+    nothing else is known."""
+    if args.baseline is None and 'baseline' not in runinfo.settings_of(args.weights) and 'f9.weight' not in state:
+        args.baseline = 'eps_plain'
     args.class_score = CLASS_SCORE if args.class_score is None else args.class_score
     args.background_score = BACKGROUND_SCORE if args.background_score is None else args.background_score
 

@@ -190,6 +190,28 @@ def test_baseline_and_network_are_read_beside_the_weights(weights, photo, tmp_pa
     assert predict.load(weights.plain, **names).args.baseline == 'eps_plain'  # no file, and no PCM in the weights
 
 
+# ---------------------------------------------------------------- classes
+
+def test_classes_of_ones_own_are_read_beside_the_weights(photo, tmp_path, capsys):
+    names = ['cup', 'fork', 'knife']
+    torch.manual_seed(1)
+    torch.save(deeplab.build('deeplabv1_resnet38', 4, TINY).state_dict(), tmp_path / 'mine.pth')
+    (tmp_path / 'mine.json').write_text(json.dumps({'settings': {'classes': names}}))
+    predicted = predict.load(tmp_path / 'mine.pth', device='cpu')(photo)
+    assert predicted.scores.shape[0] == 4 and set(predicted.found) <= set(names)
+    (tmp_path / 'train.txt').write_text('a')
+    described = tmp_path / 'dataset.yaml'
+    described.write_text('classes: [cup, fork, knife]\nimages: .\nlists: {train: train.txt}\nlabels: l.csv\n'
+                         'palette: {cup: [1, 2, 3]}\n')
+    run(photo, *flags(tmp_path / 'mine.pth', tmp_path / 'out', '--dataset', described))
+    assert Image.open(tmp_path / 'out' / f'{photo.stem}.png').getpalette()[3:6] == [1, 2, 3]
+    line = assert_refused(capsys, 'predict', photo, *flags(tmp_path / 'mine.pth', tmp_path / 'x', '--dataset', 'voc12'))
+    assert 'was trained on 3 classes (cup, fork, knife), not on those of PASCAL VOC 2012' in line
+    (tmp_path / 'mine.json').write_text(json.dumps({'settings': {'classes': ['cup', 'fo\nrk', 'knife']}}))
+    line = assert_refused(capsys, 'predict', photo, *flags(tmp_path / 'mine.pth', tmp_path / 'x'))
+    assert "its <session>.json: the class 'fo\\nrk' is no plain name" in line
+
+
 # ---------------------------------------------------------------- thousands of photos
 
 def test_what_is_done_is_skipped_and_other_flags_are_refused(weights, folder, tmp_path, capsys):
