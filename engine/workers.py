@@ -1,8 +1,11 @@
 """What a worker process does for one image, free of torch: counting, checking. See crf_workers.py for the rest."""
+import hashlib
+from dataclasses import dataclass
+
 import numpy as np
 
 from data.cams import read_cams
-from data.images import image_size, opened_image
+from data.images import image_size, is_blank, opened_image, orientation, read_image
 from data.masks import check_same_shape, read_label_mask, read_truth
 from data.saliency import is_black, problem
 from engine.errors import UserError
@@ -72,3 +75,45 @@ def check_saliency(item, saliency_dir):
     with opened_image(saliency_dir / f'{name}.png') as picture:
         wrong = problem(picture, image_size(photo))
         return wrong, not wrong and is_black(picture)
+
+
+# ---------------------------------------------------------------- the doctor
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a photo found. size: (H, W), upright. mode: its colour mode. turned: by EXIF. blank: of one
+    colour. digest: of the file. problem: None, or (what is wrong, what to do) of a photo that the scripts refuse."""
+    size: tuple = (0, 0)
+    mode: str = ''
+    turned: bool = False
+    blank: bool = False
+    digest: str = ''
+    problem: tuple = None
+
+
+def look_at_photo(path, convert):
+    """The Look of a photo, which is read as the scripts read it. convert: --convert_rgb."""
+    try:
+        pixels = read_image(path, convert)
+        with opened_image(path) as image:
+            mode, turned = image.mode, orientation(image) != 1
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Look(pixels.shape[:2], mode, turned, is_blank(pixels), digest)
+    except UserError as error:
+        return Look(problem=(f'{error.what}: {error.wrong}', error.do))
+
+
+def look_at_mask(item, classes):
+    """Pixels per label of a ground-truth mask, int64 (256,), and None or (what is wrong, what to do).
+
+    item: its path, the size (H, W) of its photo. classes: a ClassSet.
+    """
+    path, size = item
+    try:
+        mask = read_truth(path, classes)
+    except UserError as error:
+        return np.zeros(256, np.int64), (f'{error.what}: {error.wrong}', error.do)
+    if mask.shape != size:
+        wrong = f'is {mask.shape[0]}x{mask.shape[1]} (height x width), its image {size[0]}x{size[1]}'
+        return np.zeros(256, np.int64), (f'{path}: {wrong}', 'write masks at the size of the upright images')
+    return np.bincount(mask.ravel(), minlength=256), None
