@@ -14,14 +14,13 @@ from pathlib import Path
 
 from data.lists import read_list
 from engine import cli, files, outputs, runinfo
-from voc12.classes import VOC
 
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help='weights of the trained AffinityNet (.pth)')
     parser.add_argument('--network', default='network.resnet38_aff', help='module whose class Net is run')
-    cli.add_inference_flags(parser, 'voc12/train.txt')
+    cli.add_inference_flags(parser, 'train')
     cli.add_image_flags(parser)
     parser.add_argument('--cam_dir', required=True, help='folder of the CAMs (.npy)')
     parser.add_argument('--out_rw', required=True, help='folder of the pseudo masks (.png)')
@@ -55,17 +54,19 @@ def main(args):
     from engine.networks import network_for_inference
     from engine.parallel import WorkerPool, progress
 
+    data = cli.chosen_dataset(args, infer_list='train')
+    runinfo.check_classes(args.weights, data.classes)
     device = set_up(args)
     engine = chosen_engine(args.crf_engine, device) if args.crf else CrfEngine()
     ids = read_list(args.infer_list, '--infer_list')
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
-    dataset = PaddedImages(ids, args.voc12_root, args.convert_rgb)
+    dataset = PaddedImages(ids, data.photos(args.voc12_root), args.convert_rgb)
     net = network_for_inference(args, device, method='affinity_features')
     made = what_is_made(args)
     dataset.keep(outputs.begin(made.values(), ids, args.overwrite))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
     settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf_setting if args.crf else None,
-                            args.crf_iters, VOC, engine)
+                            args.crf_iters, data.classes, engine)
 
     with WorkerPool(engine.workers(args.num_workers)) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'random walk', len(dataset)):

@@ -11,16 +11,14 @@ says what made its files; with other weights or flags the command refuses.
 from functools import partial
 from pathlib import Path
 
-from data.images import image_folder, photo_files
 from data.lists import read_list
 from engine import cli, files, outputs
 from engine.errors import UserError
-from voc12.classes import VOC
 
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    cli.add_inference_flags(parser, 'voc12/train_aug.txt')
+    cli.add_inference_flags(parser, 'train_aug')
     cli.add_image_flags(parser)
     parser.add_argument('--cam_dir', required=True, help='folder of the CAMs (.npy)')
     parser.add_argument('--out_crf', required=True, help='folder of the results, with one folder per alpha in it')
@@ -40,13 +38,14 @@ def main(args):
     from engine.device import select_device
     from engine.parallel import map_images
 
+    data = cli.chosen_dataset(args, infer_list='train_aug')
     engine = chosen_engine(args.crf_engine, select_device(args.device))
     names = [f'{alpha:.2f}' for alpha in args.alpha]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
         raise UserError('--alpha', f'gives the folder {twice} twice', 'name each exponent once')
     ids = read_list(args.infer_list, '--infer_list')
-    photos = photo_files(ids, image_folder(args.voc12_root))
+    photos = data.photos(args.voc12_root).need(ids)
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
     folders = {alpha: files.out_dir(Path(args.out_crf) / name, '--out_crf') for alpha, name in zip(args.alpha, names)}
     made = {'kind': 'class probabilities after the CRF', 'cams_sha256': outputs.origin(args.cam_dir, '.npy'),
@@ -55,7 +54,8 @@ def main(args):
                             for alpha, folder in folders.items()], ids, args.overwrite)
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
     refine = partial(write_probabilities, cam_dir=Path(args.cam_dir), folders=folders, iterations=args.crf_iters,
-                     num_classes=VOC.num_classes, convert_rgb=args.convert_rgb, overwrite=args.overwrite, engine=engine)
+                     num_classes=data.classes.num_classes, convert_rgb=args.convert_rgb, overwrite=args.overwrite,
+                     engine=engine)
     map_images(refine, [(name, photos[name]) for name in wanted], engine.workers(args.num_workers), 'CRF')
 
 

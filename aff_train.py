@@ -13,7 +13,6 @@ from engine import cli, files
 from engine.errors import UserError
 from tool.metrics import IGNORE
 from tool.pairs import STRIDE
-from voc12.classes import VOC
 
 SMALLEST_CROP = 40  # pixels: 5×5 cells, the least that hold pairs
 
@@ -46,11 +45,12 @@ def main(args):
     from tool.affinity import WEIGHTS, affinity_loss, pair_labels
 
     device = set_up(args, args.session_name)
+    data = cli.chosen_dataset(args, train_list='train_aug', val_list='val')
     ids = read_list(args.train_list, '--train_list')
     check(args, len(ids))
     warn_of_shared_ids(ids, args.train_list, args.val_list)
-    check_alphas(ids, args.la_crf_dir, args.ha_crf_dir, VOC.num_classes)
-    where = args.voc12_root, args.la_crf_dir, args.ha_crf_dir, VOC.num_classes, args.crop_size
+    check_alphas(ids, args.la_crf_dir, args.ha_crf_dir, data.classes.num_classes)
+    where = (data.photos(args.voc12_root), args.la_crf_dir, args.ha_crf_dir, data.classes.num_classes, args.crop_size)
     dataset = AffinityCrops(ids, *where, train=True, convert_rgb=args.convert_rgb)
     val_ids = in_both_folders(validation_ids(args), args)
     validation = val_ids and AffinityCrops(val_ids, *where, train=False, convert_rgb=args.convert_rgb)
@@ -72,7 +72,7 @@ def main(args):
         run.update(affinity_loss(affinity, *pair_labels(label, IGNORE)), WEIGHTS)
 
         if run.picture_due:
-            run.log_figure('affinity', affinity_figure(batch, affinity, VOC.palette))
+            run.log_figure('affinity', affinity_figure(batch, affinity, data.classes.palette))
         if run.epoch_ended and validation:
             run.validate(lambda: validate_affinity(net, validation, args, device))
     run.finish()

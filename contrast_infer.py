@@ -4,7 +4,8 @@
         --voc12_root VOC2012 --out_cam runs/contrast/cam --out_cam_pred runs/contrast/cam_pred \\
         --out_crf runs/contrast/crf
 
-Reads  --weights, --infer_list, <voc12_root>/JPEGImages, --cls_labels.
+Reads  --weights, --infer_list, <voc12_root>/JPEGImages, --cls_labels, and <session>.json beside the weights, where it
+       is, for --baseline and --network.
 Writes <out_cam>/<id>.npy (pickled dict {class 0..: float32 (H, W)} of the present classes), <out_cam_pred>/<id>.png
        (argmax with a constant background score), <out_crf>/<id>.png (that argmax refined by the dense CRF; with
        --baseline eps the CRF of the scores themselves, which are the pseudo masks of Step 3).
@@ -16,7 +17,6 @@ import functools
 from data.lists import read_list
 from engine import cli, files, outputs, runinfo
 from engine.errors import UserError
-from voc12.classes import VOC
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 
@@ -25,7 +25,7 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help='weights of the trained network (.pth)')
     cli.add_recipe_flags(parser, 'infer')
-    cli.add_inference_flags(parser, 'voc12/train.txt')
+    cli.add_inference_flags(parser, 'train')
     cli.add_image_flags(parser)
     cli.add_label_flag(parser)
     parser.add_argument('--scales', type=cli.scale, nargs='+', default=SCALES,
@@ -54,19 +54,23 @@ def main(args):
     from engine.parallel import WorkerPool, progress
 
     recipe = cli.chosen_recipe(args, 'infer')
+    data = cli.chosen_dataset(args, infer_list='train')
+    runinfo.check_classes(args.weights, data.classes)
     device = set_up(args)
     engine = chosen_engine(args.crf_engine, device) if args.out_crf else CrfEngine()
     folders = output_folders(args)
     ids = read_list(args.infer_list, '--infer_list')
-    dataset = MultiScaleImages(ids, args.voc12_root, args.cls_labels, VOC.num_foreground, args.scales, args.convert_rgb)
-    net = network_for_inference(args, device, recipe, num_classes=VOC.num_classes)
+    dataset = MultiScaleImages(ids, data.photos(args.voc12_root), args.cls_labels, data.classes, args.scales,
+                               args.convert_rgb)
+    net = network_for_inference(args, device, recipe, num_classes=data.classes.num_classes)
     dataset.keep(outputs.begin(what_is_made(args, recipe, folders), ids, args.overwrite))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
           f'{len(args.scales)} scales with flips')
     if dataset.negatives:
         print(f'{dataset.negatives} images have no class: their CAM files are empty, their masks all background')
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
-    settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, VOC, engine)
+    settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, data.classes,
+                            engine)
     workers = engine.workers(args.num_workers) if args.out_crf else 0
 
     with WorkerPool(workers) as pool, torch.inference_mode():

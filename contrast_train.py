@@ -4,14 +4,14 @@
         --session_name runs/contrast/resnet38_contrast --batch_size 8
     python contrast_train.py --baseline eps --saliency_dir SALImages ...          (EPS; extra supervision: saliency)
 
-Reads  --train_list, <voc12_root>/JPEGImages, --cls_labels, --weights; for EPS <saliency_dir>/<id>.png.
+Reads  --train_list, <voc12_root>/JPEGImages, --cls_labels, --weights; for EPS <saliency_dir>/<id>.png. --dataset says
+       which these are for another data set.
 Writes <session>.pth (weights for contrast_infer.py), <session>.ckpt (for --resume), <session>.json (what the run was),
        <session>.losses.jsonl (every term of every step), <session>.maps.png, TensorBoard events in --tblog_dir.
 """
 from data.lists import read_list
 from engine import cli
 from engine.errors import UserError
-from voc12.classes import VOC
 
 
 def get_args_parser():
@@ -42,12 +42,13 @@ def main(args):
     from tool.seam import Target, present_channels
 
     recipe = cli.chosen_recipe(args, 'train')
+    data = cli.chosen_dataset(args, train_list='train_aug', val_list='val')
     ids = read_list(args.train_list, '--train_list')
     check(args, recipe, len(ids))
     warn_of_shared_ids(ids, args.train_list, args.val_list)
     device = set_up(args, args.session_name)
-    net = network_for_training(args, device, recipe, num_classes=VOC.num_classes)
-    dataset, validation = training_images(ids, args, recipe, VOC), validation_images(args, VOC)
+    net = network_for_training(args, device, recipe, num_classes=data.classes.num_classes)
+    dataset, validation = training_images(ids, args, recipe, data), validation_images(args, data)
     check_photos(dataset, '--train_list')
     if validation:
         check_photos(validation, '--val_list')
@@ -67,7 +68,7 @@ def main(args):
         run.update(recipe.loss_terms(view1, view2, target), recipe.weights)
 
         if run.picture_due:
-            run.log_figure('maps', cam_figure(image, view1, target, recipe.bg_threshold, VOC.palette))
+            run.log_figure('maps', cam_figure(image, view1, target, recipe.bg_threshold, data.classes.palette))
         if run.epoch_ended and validation:
             run.validate(lambda: validate_classification(net, validation, args, device))
     run.finish(to_published_eps if args.save_layout == 'published' else dict)

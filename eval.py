@@ -16,16 +16,17 @@ from engine import cli, files
 from engine.errors import UserError
 from engine.evaluation import absent_text, evaluate_cams, evaluate_masks
 from tool import metrics
-from voc12.classes import VOC
 
 FIXED_THRESHOLD = 0.26  # the background score of contrast_infer.py --out_cam_pred_alpha
 
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--list', default='voc12/train.txt', help='list of image ids')
+    cli.add_dataset_flag(parser)
+    parser.add_argument('--list', help="list of image ids (the data set's train)")
     parser.add_argument('--predict_dir', required=True, help='folder of the predictions')
-    parser.add_argument('--gt_dir', default='VOC2012/SegmentationClass', help='folder of the ground-truth masks')
+    parser.add_argument('--gt_dir', help='folder of the ground-truth masks (of the data set; voc12: '
+                                         'VOC2012/SegmentationClass)')
     parser.add_argument('--comment', required=True, empty=True, help='what this run is, for the log')
     parser.add_argument('--type', choices=('npy', 'png'), default='png', help='CAM dicts or label masks')
     cli.add_switch(parser, '--curve', f'try the {len(metrics.CURVE)} background scores '
@@ -44,13 +45,16 @@ def main(args):
     if args.type == 'png' and (args.curve or args.t is not None):
         raise UserError('--curve' if args.curve else '--t', 'a mask has no scores to compare with a threshold',
                         'leave it out, or score CAMs with --type npy')
+    data = cli.chosen_dataset(args, list='train')
+    if not args.gt_dir:
+        raise UserError('--gt_dir', f'{data.source} names no ground truth', 'give the folder of masks to score with')
     ids = read_list(args.list, '--list')
-    split = split_of(ids, args.list)
+    split = split_of(ids, args.list, data)
     logfile = Path(args.logfile)
     files.out_dir(logfile.parent, '--logfile')
     fixed = FIXED_THRESHOLD if args.t is None else args.t
     thresholds = [*metrics.CURVE.tolist(), fixed] if args.curve else [fixed]
-    where = ids, args.predict_dir, args.gt_dir, VOC
+    where = ids, args.predict_dir, args.gt_dir, data.classes
     result = (evaluate_masks(*where, args.num_workers) if args.type == 'png'
               else evaluate_cams(*where, thresholds, args.num_workers))
     summary = summarise(args, split, result, fixed)
@@ -62,16 +66,17 @@ def main(args):
         save_threshold_curve(f'{logfile}.png', title, summary)
 
 
-def split_of(ids, list_path):
-    """The split that a list belongs to, judged by the lists beside it or else the repository's: 'train', 'val',
-    'train_aug' or 'unknown'. UserError where it mixes images of val with training images: one number for both
+def split_of(ids, list_path, data):
+    """The split that a list belongs to, judged by the lists beside it or else those of a data set (DataSet): 'train',
+    'val', 'train_aug' or 'unknown'. UserError where it mixes images of val with training images: one number for both
     says nothing.
     """
-    known = {}
-    for folder in (files.repo_path(list_path).parent, files.REPO / 'voc12'):
-        if not known and all((folder / f'{name}.txt').is_file() for name in ('train', 'val')):
-            known = {name: set(read_list(folder / f'{name}.txt')) for name in ('train', 'val', 'train_aug')
-                     if (folder / f'{name}.txt').is_file()}
+    known, splits = {}, ('train', 'val', 'train_aug')
+    beside = {name: files.repo_path(list_path).parent / f'{name}.txt' for name in splits}
+    own = {name: files.repo_path(data.lists[name]) for name in splits if name in data.lists}
+    for lists in (beside, own):
+        if not known and all(name in lists and lists[name].is_file() for name in ('train', 'val')):
+            known = {name: set(read_list(path)) for name, path in lists.items() if path.is_file()}
     for name in known:
         if known[name].issuperset(ids):
             return name
@@ -95,7 +100,8 @@ def summarise(args, split, result, fixed):
     summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list),
                'split': split, 'images': result.images, 'predict_dir': str(args.predict_dir),
                'gt_dir': str(args.gt_dir), 'type': args.type,
-               'unlabelled_fraction': float(result.unlabelled), 'best': None, 'curve': None}
+               'unlabelled_fraction': float(result.unlabelled), 'ignored_fraction': float(result.ignored),
+               'best': None, 'curve': None}
     summary['fixed'] = at(0 if result.thresholds is None else result.at(fixed))
     if args.curve:
         curve = [result.at(t) for t in metrics.CURVE.tolist()]
@@ -127,6 +133,8 @@ def as_text(summary, result):
         at_the_end = best['threshold'] in metrics.CURVE[[0, -1]]
         edge = ', at the end of the range: the true best may lie outside' if at_the_end else ''
         lines.append(f'best on this ground truth: background score {best["threshold"]:.2f}, an upper bound{edge}')
+    lines.append(f'{100 * result.ignored:.2f}% of the pixels are left out of the score: their ground truth is '
+                 f'{metrics.IGNORE}')
     if result.unlabelled:
         lines.append(f'{100 * result.unlabelled:.2f}% of the pixels have no predicted label ({metrics.IGNORE}); '
                      'each counts as a miss')

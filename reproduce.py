@@ -1,6 +1,7 @@
 """Run the whole chain, Step 1 to 3, on PASCAL VOC 2012: the README's commands, then a table of measured figures.
 
     python reproduce.py --baseline seam --voc12_root VOC2012 --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
+    python reproduce.py --dataset my_photos/dataset.yaml --weights ...            (another data set, docs/OWN_DATA.md)
 
 Reads  --voc12_root (the devkit), --weights, with --baseline eps --saliency_dir and --deeplab_weights.
 Writes all into --out: what each step makes, log/<step>.log, and report.html, a page that opens without a network.
@@ -10,18 +11,19 @@ import os
 import shlex
 from pathlib import Path
 
+from data.description import BUILT_IN, read_dataset
 from engine import cli, files
 from engine.errors import UserError
 from report import chain, pipeline
 from report.pipeline import portable
+from report.presets import PRESETS
 from tool.recipes import RECIPES
-from voc12.classes import VOC
 
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--baseline', choices=RECIPES, default='seam', help='network, losses and settings')
-    parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
+    cli.add_root_flag(parser)
     parser.add_argument('--weights', required=True, help='ImageNet ResNet-38 that Steps 1, 2 start from')
     parser.add_argument('--deeplab_weights', help='backbone of Step 3 (--weights unless given; a ResNet-101 for eps)')
     experiments = ', '.join(f'{recipe.name}: {recipe.experiment}' for recipe in RECIPES.values())
@@ -29,7 +31,7 @@ def get_args_parser():
     parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png (for EPS only)')
     cli.add_switch(parser, '--masks_crf', "train Step 3 on the random walk's masks after the CRF (where there is one)",
                    default=True)
-    parser.add_argument('--lists', default='voc12', help='folder for the lists and image-level labels')
+    parser.add_argument('--lists', default='voc12', help='folder for the lists and image-level labels of voc12')
     parser.add_argument('--out', help='folder of the run (runs/reproduce_<baseline> unless given)')
     parser.add_argument('--from', dest='start', metavar='STEP',
                         help='do this step and all after it anew; take those before it as done')
@@ -44,28 +46,36 @@ def main(args):
     # Imported here, because --help need not wait for matplotlib.
     from report import page
 
-    recipe = RECIPES[args.baseline]
+    recipe, preset = RECIPES[args.baseline], PRESETS.get(args.dataset)
+    data = read_dataset(args.dataset if args.dataset in BUILT_IN else os.path.abspath(args.dataset))
     if not args.dry_run:
-        check(args, recipe)
+        check(args, recipe, data)
     paths = chain.Paths(
         weights=portable(args.weights), out=portable(args.out or files.REPO / 'runs' / f'reproduce_{args.baseline}'),
-        voc12_root=portable(args.voc12_root), lists='voc12' if args.lists == 'voc12' else portable(args.lists),
+        voc12_root=portable(args.voc12_root or (data.root if args.dataset in BUILT_IN else '')),
+        lists='voc12' if args.lists == 'voc12' else portable(args.lists),
+        data=None if args.dataset == 'voc12' else data,
         deeplab_weights=portable(args.deeplab_weights or ''), saliency_dir=portable(args.saliency_dir or ''),
         experiment=args.experiment or '', masks_crf=args.masks_crf)
-    steps = chain.chain(recipe, paths, added_arguments(args.add), chain.shared_flags(args),
-                        chain.machine(args))
+    extra = preset.extra(recipe) if preset else {}
+    for name, argv in added_arguments(args.add).items():
+        extra[name] = (*extra.get(name, ()), *argv)
+    steps = chain.chain(recipe, paths, extra, chain.shared_flags(args), chain.machine(args))
     pipeline.run_steps(steps, files.REPO / paths.under('log'), args.dry_run, args.start)
     if not args.dry_run:
         os.chdir(files.REPO)  # where the paths count from
-        title = f'{recipe.title} on {VOC.name}'
-        page.publish(chain.report_input(recipe, paths, steps, title), paths.under('report.html'), VOC)
+        title = f'{recipe.title} on {data.classes.name}'
+        page.publish(chain.report_input(recipe, paths, steps, title), paths.under('report.html'), data.classes)
 
 
-def check(args, recipe):
+def check(args, recipe, data):
     """Refuse, before hours of work, what would stop a later step. UserError naming the flag."""
-    if not (Path(args.voc12_root) / 'JPEGImages').is_dir():
-        raise UserError('--voc12_root', f'{args.voc12_root} is no VOC devkit: it has no JPEGImages',
-                        'give the folder that holds it')
+    for folder in data.photos(args.voc12_root).folders:
+        if not folder.is_dir():
+            raise UserError('--voc12_root', f'{args.voc12_root or data.root} has no {folder.name}',
+                            f'give the folder that holds the images of {data.classes.name}')
+    if args.dataset != 'voc12' and not files.repo_path(data.list('train')).is_file():
+        raise UserError(data.list('train'), 'list not found', f'{args.dataset}/prepare.py writes it')
     for flag in ('--weights', '--deeplab_weights', '--saliency_dir'):
         path = getattr(args, flag[2:])
         if path and not Path(path).exists():

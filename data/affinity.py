@@ -23,8 +23,8 @@ class AffinityCrops(Photos):
     the image as it is.
     """
 
-    def __init__(self, ids, voc12_root, low_dir, high_dir, num_classes, crop, train, convert_rgb=False):
-        super().__init__(ids, voc12_root, convert_rgb)
+    def __init__(self, ids, photos, low_dir, high_dir, num_classes, crop, train, convert_rgb=False):
+        super().__init__(ids, photos, convert_rgb)
         self.dirs, self.num_classes = (Path(low_dir), Path(high_dir)), num_classes
         self.crop, self.train = crop, train
         self.colours = ColorJitter(0.3, 0.3, 0.3, 0.1)
@@ -54,8 +54,8 @@ class PaddedImages(Photos):
     The image is normalised, then padded with zeros, to the right and below, to multiples of 8.
     """
 
-    def __init__(self, ids, voc12_root, convert_rgb=False):
-        super().__init__(ids, voc12_root, convert_rgb)
+    def __init__(self, ids, photos, convert_rgb=False):
+        super().__init__(ids, photos, convert_rgb)
         self.normalise = to_normalised()
 
     def item(self, index, name, pixels):

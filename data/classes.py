@@ -1,4 +1,4 @@
-"""What the classes of a data set are: their number, names, order and colours."""
+"""What the classes of a data set are: their number, names, order and colours, and how its masks store them."""
 from dataclasses import dataclass
 
 
@@ -7,10 +7,14 @@ class ClassSet:
     """The classes of a data set. Background is class 0 (and channel 0) everywhere in this project.
 
     name: how reports call the data set. foreground: the foreground class names; the name at index k
-    is label k + 1 in masks and column k of the image-level labels.
+    is label k + 1 in masks and column k of the image-level labels. colours: 768 integers 0..255 (256 RGB triples);
+    () for the VOC colour map. stored: the label of each value 0..255 that a ground-truth mask may store, 255 where the
+    pixel does not count, −1 for values that none has; () where masks store the labels themselves.
     """
     name: str
     foreground: tuple
+    colours: tuple = ()
+    stored: tuple = ()
 
     @property
     def num_foreground(self):
@@ -29,8 +33,8 @@ class ClassSet:
 
     @property
     def palette(self):
-        """The VOC colour map: 768 integers 0..255 (256 RGB triples), label 255 included."""
-        return colour_map()
+        """The colours of masks and pictures: 768 integers 0..255 (256 RGB triples), label 255 included."""
+        return list(self.colours) or colour_map()
 
 
 def colour_map():

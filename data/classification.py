@@ -5,23 +5,23 @@ import torch
 from PIL import Image
 
 from data.images import need_images
-from data.labels import labels_of, read_labels
+from data.labels import image_labels
 from data.photos import Photos
 from data.saliency import read_saliency
 from data.transforms import Saliency, at_scale
 
 
 class LabelledImages(Photos):
-    """Items {'name', 'image': transform(PIL image), 'label': float32 (K,)}. num_foreground: K.
+    """Items {'name', 'image': transform(PIL image), 'label': float32 (K,)}.
 
+    cls_labels: path of the labels (data/labels.py) of a ClassSet, `classes`, of K foreground classes.
     UserError, when made: an id without a label or a photo.
     """
 
-    def __init__(self, ids, voc12_root, cls_labels, num_foreground, transform, convert_rgb=False):
-        labels = read_labels(cls_labels, num_foreground)
-        self.labels = torch.from_numpy(labels_of(ids, labels, cls_labels))
+    def __init__(self, ids, photos, cls_labels, classes, transform, convert_rgb=False):
+        self.labels = torch.from_numpy(image_labels(ids, cls_labels, classes))
         self.transform = transform
-        super().__init__(ids, voc12_root, convert_rgb)
+        super().__init__(ids, photos, convert_rgb)
 
     def item(self, index, name, pixels):
         return {'image': self.transform(Image.fromarray(pixels)), 'label': self.labels[index]}
@@ -34,8 +34,8 @@ class SalientImages(LabelledImages):
     and returns image and Saliency.
     """
 
-    def __init__(self, ids, voc12_root, cls_labels, num_foreground, transform, saliency_dir, convert_rgb=False):
-        super().__init__(ids, voc12_root, cls_labels, num_foreground, transform, convert_rgb)
+    def __init__(self, ids, photos, cls_labels, classes, transform, saliency_dir, convert_rgb=False):
+        super().__init__(ids, photos, cls_labels, classes, transform, convert_rgb)
         self.maps, self.warned = need_images(ids, saliency_dir, ('.png',), '--saliency_dir'), set()
 
     def item(self, index, name, pixels):
@@ -53,8 +53,8 @@ class MultiScaleImages(LabelledImages):
     (2, 3, h, w), 'label': float32 (K,)}. An image without any class has no CAM: its 'scaled' is empty.
     """
 
-    def __init__(self, ids, voc12_root, cls_labels, num_foreground, scales, convert_rgb=False):
-        super().__init__(ids, voc12_root, cls_labels, num_foreground, None, convert_rgb)
+    def __init__(self, ids, photos, cls_labels, classes, scales, convert_rgb=False):
+        super().__init__(ids, photos, cls_labels, classes, None, convert_rgb)
         self.scales = scales
 
     @property

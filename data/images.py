@@ -3,6 +3,7 @@ import contextlib
 import os
 import struct
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,37 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 def image_folder(voc12_root):
     """The folder of the photos in a devkit."""
     return Path(voc12_root) / 'JPEGImages'
+
+
+@dataclass(frozen=True)
+class PhotoFolders:
+    """Where the photos of a data set lie: one folder or more, and the endings that photos have, in lower case."""
+    folders: tuple
+    suffixes: tuple = SUFFIXES
+
+    def find(self, ids):
+        """{id: Path} of those `ids` that have a photo, in the order of `ids`; of several, the first folder's."""
+        found = {}
+        for folder in self.folders[::-1]:
+            found |= found_files(ids, folder, self.suffixes)
+        return {i: found[i] for i in ids if i in found}
+
+    def need(self, ids):
+        """The photos of all `ids`: {id: Path}. UserError naming the first that is missing."""
+        if len(self.folders) == 1:
+            return need_images(ids, self.folders[0], self.suffixes, '--voc12_root')
+        found = self.find(ids)
+        missing = [i for i in ids if i not in found]
+        if missing:
+            raise UserError(Path(self.folders[0]) / (missing[0] + self.suffixes[0]),
+                            f'file not found, nor in the other folders of the images ({len(missing)} of {len(ids)} are '
+                            'missing)', 'correct the list or --voc12_root')
+        return found
+
+
+def devkit_photos(voc12_root):
+    """The PhotoFolders of a VOC devkit."""
+    return PhotoFolders((image_folder(voc12_root),))
 
 
 def photo_files(ids, folder, flag='--voc12_root'):

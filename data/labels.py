@@ -1,12 +1,17 @@
-"""Image-level labels, `cls_labels.npy`: a pickled dict id → float32 (foreground classes,), values 0 or 1.
+"""Image-level labels, in one of three forms.
 
-Files of IRN and what descends from it name images by whole numbers, 2007000032 for 2007_000032.
+`.npy`: a pickled dict id → float32 (foreground classes,), values 0 or 1. Files of IRN and what descends from it name
+images by whole numbers, 2007000032 for 2007_000032. `.csv`: lines `id,class,class`; the id alone for an image without
+any class; a first line that begins with `id` is a heading. A folder: label masks `<id>.png`, whose labels are taken.
 """
 import collections
+import csv
 import unicodedata
 
 import numpy as np
 
+from data.images import need_images
+from data.masks import read_truth
 from engine.errors import UserError
 from engine.files import read_npy, repo_path, save_npy
 
@@ -31,6 +36,57 @@ def read_labels(path, num_foreground):
         if len(label) != num_foreground or not np.isin(label, (0, 1)).all():
             raise UserError(path, f'label of {key} is not {num_foreground} values of 0 or 1', redo)
     return labels
+
+
+def image_labels(ids, path, classes):
+    """The labels of `ids`, in order: float32 (N, C − 1), from any of the three forms. classes: a ClassSet.
+
+    UserError: a malformed file, an id without a label.
+    """
+    found = repo_path(path)
+    if found.is_dir():
+        masks = need_images(ids, found, ('.png',), '--cls_labels')
+        return np.stack([labels_of_mask(read_truth(masks[i], classes), classes) for i in ids])
+    read = read_csv(path, classes) if found.suffix.lower() == '.csv' else read_labels(path, classes.num_foreground)
+    return labels_of(ids, read, path)
+
+
+def labels_of_mask(mask, classes):
+    """Which classes a label mask (H, W) shows: float32 (C − 1,), 0 or 1. classes: a ClassSet."""
+    return (np.bincount(mask.ravel(), minlength=256)[1:classes.num_classes] > 0).astype(np.float32)
+
+
+def read_csv(path, classes):
+    """Read labels `id,class,class` of a ClassSet: dict id → float32 (C − 1,), values 0 or 1.
+
+    UserError: missing or unreadable file, a class that the data set lacks, an id on two lines.
+    """
+    labels = {}
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file:  # -sig: Windows editors begin with a BOM
+            for number, row in enumerate(csv.reader(file, strict=True), 1):
+                name, *words = [cell.strip() for cell in row] or ['']
+                if not name and not any(words) or number == 1 and name == 'id':
+                    continue
+                _add_row(labels, f'{path} line {number}', name, list(filter(None, words)), classes)
+    except FileNotFoundError:
+        raise UserError(path, 'labels not found', 'correct --cls_labels or the description') from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(path, f'labels cannot be read ({error})', 'write lines of id,class,class in UTF-8') from error
+    if not labels:
+        raise UserError(path, 'holds no label', 'write lines of id,class,class')
+    return labels
+
+
+def _add_row(labels, where, name, words, classes):
+    """Add the label of one line to the dict `labels`. UserError, as read_csv."""
+    unknown = [word for word in words if word not in classes.foreground]
+    if not name or name in labels:
+        raise UserError(where, f'names {name} a second time' if name else 'has no id', 'give each image one line')
+    if unknown:
+        raise UserError(where, f'names the class {unknown[0]!r}, which {classes.name} lacks',
+                        'correct it, or add it to the classes')
+    labels[name] = np.array([foreground in words for foreground in classes.foreground], np.float32)
 
 
 def labels_of(ids, labels, path):

@@ -1,19 +1,19 @@
-"""The base of all data sets: the photos of a list of ids."""
+"""The base of all data sets: the photos of a list of ids; and photos that belong to no data set."""
 from torch.utils.data import Dataset
 
-from data.images import image_folder, photo_files, read_image
+from data.images import read_image
+from engine.errors import UserError
 
 
 class Photos(Dataset):
-    """The photos of a list of ids in <voc12_root>/JPEGImages (data/images.py: photo_files). Subclasses say what an item
-    is (`item`).
+    """The photos of a list of ids. Subclasses say what an item is (`item`).
 
-    UserError, when made, where a photo is missing: before any work is done.
+    photos: a data.images.PhotoFolders. UserError, when made, where a photo is missing: before any work is done.
     """
 
-    def __init__(self, ids, voc12_root, convert_rgb=False):
+    def __init__(self, ids, photos, convert_rgb=False):
         self.ids, self.convert_rgb = ids, convert_rgb
-        self.paths = photo_files(ids, image_folder(voc12_root))
+        self.paths = photos.need(ids)
 
     def __len__(self):
         return len(self.ids)
@@ -31,3 +31,25 @@ class Photos(Dataset):
     def item(self, index, name, pixels):
         """The entries of an item, but for its 'name'. pixels: the photo, uint8 (H, W, 3)."""
         raise NotImplementedError
+
+
+class AnyPhotos(Dataset):
+    """Photos wherever they lie. Items {'name', 'pixels': the photo as `shrink` leaves it, uint8 (h, w, 3), 'size': its
+    own (H, W)}, upright and of any colour mode; {'name', 'problem': the UserError} where a photo cannot be read.
+
+    paths: {name: Path}. shrink: function from uint8 (H, W, 3) to what the network is to see.
+    """
+
+    def __init__(self, paths, shrink):
+        self.paths, self.names, self.shrink = paths, list(paths), shrink
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        name = self.names[index]
+        try:
+            pixels = read_image(self.paths[name], convert=True)
+        except UserError as error:
+            return {'name': name, 'problem': error}
+        return {'name': name, 'pixels': self.shrink(pixels), 'size': pixels.shape[:2]}

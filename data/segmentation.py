@@ -67,16 +67,17 @@ def resize_by(image, factor, interpolation):
 class PseudoMasks(Photos):
     """Items {'name', 'image': float32 (3, crop, crop), 'mask': int64 (crop, crop)} for training.
 
-    mask_dir: `<id>.png`. transform: an Augmentation. UserError, when made, where an image or a mask is missing.
+    mask_dir: `<id>.png`, of a ClassSet, `classes`. transform: an Augmentation.
+    UserError, when made, where an image or a mask is missing.
     """
 
-    def __init__(self, ids, voc12_root, mask_dir, transform, convert_rgb=False):
-        super().__init__(ids, voc12_root, convert_rgb)
-        self.mask_dir, self.transform = mask_dir, transform
+    def __init__(self, ids, photos, mask_dir, classes, transform, convert_rgb=False):
+        super().__init__(ids, photos, convert_rgb)
+        self.mask_dir, self.classes, self.transform = mask_dir, classes, transform
         need_files(ids, mask_dir, '.png', '--pseudo_gt')
 
     def item(self, index, name, pixels):
-        image, mask = self.transform(pixels, read_mask(f'{self.mask_dir}/{name}.png'))
+        image, mask = self.transform(pixels, read_mask(f'{self.mask_dir}/{name}.png', self.classes.colours))
         return {'image': image, 'mask': mask}
 
 
@@ -86,8 +87,8 @@ class ScaledImages(Photos):
     Resized by OpenCV bicubic AFTER normalising, as published: values may overshoot the range of the image.
     """
 
-    def __init__(self, ids, voc12_root, scales, convert_rgb=False):
-        super().__init__(ids, voc12_root, convert_rgb)
+    def __init__(self, ids, photos, scales, convert_rgb=False):
+        super().__init__(ids, photos, convert_rgb)
         self.scales = scales
 
     def item(self, index, name, pixels):

@@ -17,9 +17,9 @@ FORMAT = 2  # checkpoints without it were made before 'settings' named the basel
 # Settings that a resumed run may change: they do not touch what is computed, but for rounding (threads, device). Of
 # lists, labels and pseudo masks the content is compared (`inputs` of engine.training.Run), so that files may move.
 UNCHECKED = {'resume', 'overwrite', 'num_workers', 'threads', 'device', 'tblog_dir', 'save_every', 'log_every',
-             'picture_every', 'session_name', 'weights', 'voc12_root', 'cls_labels', 'saliency_dir', 'convert_rgb',
-             'train_list', 'val_list', 'la_crf_dir', 'ha_crf_dir', 'DATA_PSEUDO_GT', 'MODEL_BACKBONE_PRETRAIN',
-             'allow_unusual_masks'}
+             'picture_every', 'session_name', 'weights', 'dataset', 'voc12_root', 'cls_labels', 'saliency_dir',
+             'convert_rgb', 'train_list', 'val_list', 'la_crf_dir', 'ha_crf_dir', 'DATA_PSEUDO_GT',
+             'MODEL_BACKBONE_PRETRAIN', 'allow_unusual_masks'}
 
 # Settings that a resumed run may change, and then says so: what to change where a loss is not finite.
 ADVISED = {'lr', 'TRAIN_LR', 'amp'}

@@ -5,9 +5,9 @@ import functools
 import sys
 from pathlib import Path
 
-from engine import distributed, machine, process
+from data.description import BUILT_IN, read_dataset
+from engine import distributed, machine, process, runinfo
 from engine.errors import UserError
-from engine.files import REPO
 from tool.crf import ENGINES
 from tool.recipes import RECIPES, TERMS, Recipe
 
@@ -186,16 +186,52 @@ def add_switch(parser, name, help, default=False):
 VAL_LIST = 'voc12/val.txt'  # the default alone may be missing
 
 
+def add_dataset_flag(parser):
+    """--dataset, of every script: what chosen_dataset fills the flags from that are not given."""
+    parser.add_argument('--dataset', default='voc12', metavar='|'.join([*BUILT_IN, 'FILE']),
+                        help='the data set: its classes, and the defaults of the flags that name its lists, labels and '
+                             'folders; a FILE is a dataset.yaml (docs/OWN_DATA.md)')
+    # A checkpoint or <session>.json without classes was made when VOC's were the only ones.
+    parser.before['classes'] = list(read_dataset('voc12').classes.foreground)
+
+
+def chosen_dataset(args, **lists):
+    """The data.description.DataSet of --dataset. Flags that were not given are filled into `args` from it, and
+    args.classes: its foreground names.
+
+    lists: {flag: name of the list that is its default}; '' for none in a --val_list whose data set has no val.
+    UserError: a bad description, or one without the list.
+    """
+    data = read_dataset(args.dataset)
+    args.classes = list(data.classes.foreground)
+    defaults = {'voc12_root': data.root, 'cls_labels': data.labels}
+    defaults['gt_dir'] = data.truth(getattr(args, 'voc12_root', None))
+    for flag, value in defaults.items():
+        if getattr(args, flag, '') is None:
+            setattr(args, flag, value)
+    for flag, name in lists.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, '' if flag == 'val_list' and 'val' not in data.lists else data.list(name))
+    return data
+
+
+def add_root_flag(parser):
+    """--dataset, --voc12_root: which images, and where they are."""
+    add_dataset_flag(parser)
+    parser.add_argument('--voc12_root', help='folder that holds the images and the ground truth, for VOC the devkit '
+                                             '(of the data set; voc12: VOC2012)')
+
+
 def add_image_flags(parser):
-    """--voc12_root, --convert_rgb: where the photos are, and which are accepted."""
-    parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
+    """--dataset, --voc12_root, --convert_rgb: where the photos are, and which are accepted."""
+    add_root_flag(parser)
     add_switch(parser, '--convert_rgb', 'turn grey, palette and CMYK images into RGB instead of refusing them')
 
 
 def add_label_flag(parser):
     """--cls_labels: the image-level labels."""
-    parser.add_argument('--cls_labels', default=str(REPO / 'voc12' / 'cls_labels.npy'),
-                        help='image-level labels: pickled dict id -> 0/1 per foreground class (voc12/prepare.py)')
+    parser.add_argument('--cls_labels', help='image-level labels: .npy (pickled dict id -> 0/1 per foreground class), '
+                                             '.csv (id,class,class) or a folder of label masks (of the data set)')
 
 
 def add_worker_flag(parser):
@@ -237,9 +273,12 @@ def add_device_flags(parser):
                         help='seed of every random choice (inference makes none, unless your --network does)')
 
 
-def add_inference_flags(parser, list_default):
-    """The flags of every script that makes files per image: which images, and what to do with files that exist."""
-    parser.add_argument('--infer_list', default=list_default, help='list of image ids')
+def add_inference_flags(parser, list_name):
+    """The flags of every script that makes files per image: which images, and what to do with files that exist.
+
+    list_name: of the data set's list that is the default, for the help text.
+    """
+    parser.add_argument('--infer_list', help=f"list of image ids (the data set's {list_name})")
     add_switch(parser, '--overwrite', 'do images again whose files exist')
 
 
@@ -248,9 +287,9 @@ def add_training_flags(parser):
     parser.add_argument('--weights', required=True, help='pretrained weights: .pth or (ImageNet ResNet-38) .params')
     parser.add_argument('--session_name', type=session, required=True,
                         help='path without suffix of what the run writes: <session>.pth, .ckpt, .json, .losses.jsonl')
-    parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
-    parser.add_argument('--val_list', default=VAL_LIST, empty=True,
-                        help="list of image ids validated after each epoch, without masks; '' for none")
+    parser.add_argument('--train_list', help="list of image ids to train on (the data set's train_aug)")
+    parser.add_argument('--val_list', empty=True, help='list of image ids validated after each epoch, without masks; '
+                                                       "'' for none (the data set's val)")
     parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all devices')
     parser.add_argument('--lr', type=positive_number, default=0.01,
                         help='learning rate of pretrained weights (new layers: ten times)')
@@ -280,9 +319,10 @@ def add_recipe_flags(parser, script):
 
     Flags that are not given stay None until chosen_recipe fills in the baseline's values.
     """
-    parser.add_argument('--baseline', choices=RECIPES, default='seam',
+    stored = ' (as <session>.json beside --weights says; seam without one)' if script == 'infer' else ''
+    parser.add_argument('--baseline', choices=RECIPES, default=None if script == 'infer' else 'seam',
                         help='network, losses and settings, as published: '
-                             + ', '.join(f'{recipe.name} ({recipe.title})' for recipe in RECIPES.values()))
+                             + ', '.join(f'{recipe.name} ({recipe.title})' for recipe in RECIPES.values()) + stored)
     add_switch(parser, '--background_last', '--weights are of published EPS without contrast, where background is the '
                                             'last channel (its files with contrast are recognised)')
     for field in recipe_settings(script):
@@ -319,6 +359,8 @@ def chosen_recipe(args, script):
     UserError where a flag is given that the baseline has no use for, or one is missing that it needs. A weight of 0
     may always be given.
     """
+    if script == 'infer':
+        _as_trained(args)
     recipe = RECIPES[args.baseline]
     changes = {}
     for field in recipe_settings(script):
@@ -327,6 +369,16 @@ def chosen_recipe(args, script):
         weights = {name: _resolve(args, f'w_{name}', recipe.weights.get(name)) for name in TERMS}
         changes['weights'] = {name: weights[name] for name in recipe.weights}
     return dataclasses.replace(recipe, **changes)
+
+
+def _as_trained(args):
+    """Fill --baseline and --network, where they are not given, from the <session>.json beside --weights."""
+    stored = runinfo.settings_of(args.weights)
+    known = stored.get('baseline') if stored.get('baseline') in RECIPES else 'seam'
+    args.baseline = args.baseline or known
+    # Another module than the project's own is the user's to name: a file from elsewhere must not choose what code runs.
+    if args.baseline == known and str(stored.get('network')).startswith('network.'):
+        args.network = args.network or stored['network']
 
 
 def _resolve(args, name, default):

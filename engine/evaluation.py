@@ -17,11 +17,13 @@ class Evaluation:
     """What the evaluate functions return. Percentages are 0..100.
 
     classes: the ClassSet. images: their number. counts: int64 (T, C, C + 1), per threshold a metrics.confusion.
+    pixels: of all images, those included that the ground truth leaves out.
     thresholds: (T,) background scores, ascending; None for masks (then T is 1).
     """
     classes: ClassSet
     images: int
     counts: np.ndarray
+    pixels: int
     thresholds: np.ndarray = None
 
     @property
@@ -54,6 +56,11 @@ class Evaluation:
         return int(np.flatnonzero(self.thresholds == threshold)[0])
 
     @property
+    def ignored(self):
+        """Fraction of the images' pixels that do not count, because the ground truth is 255 there."""
+        return 1 - self.counts[0].sum() / max(1, self.pixels)
+
+    @property
     def unlabelled(self):
         """Fraction of the counted pixels to which a predicted mask gives no label (255): each counts as a miss."""
         return self.counts[0, :, -1].sum() / max(1, self.counts[0].sum())
@@ -79,7 +86,8 @@ def evaluate_masks(ids, predict_dir, gt_dir, classes, num_workers=0):
     UserError: missing or malformed file, shapes that differ, labels out of range.
     """
     work = prepared(workers.count_mask, ids, predict_dir, '.png', gt_dir, classes)
-    return Evaluation(classes, len(ids), sum(parallel.map_images(work, ids, num_workers, 'evaluate'))[None])
+    counts, pixels = zip(*parallel.map_images(work, ids, num_workers, 'evaluate'))
+    return Evaluation(classes, len(ids), sum(counts)[None], sum(pixels))
 
 
 def evaluate_cams(ids, predict_dir, gt_dir, classes, thresholds=metrics.CURVE, num_workers=0):
@@ -89,10 +97,11 @@ def evaluate_cams(ids, predict_dir, gt_dir, classes, thresholds=metrics.CURVE, n
     """
     thresholds = tuple(sorted(set(thresholds)))
     work = prepared(workers.count_cams, ids, predict_dir, '.npy', gt_dir, classes, thresholds=thresholds)
-    histogram = np.zeros((classes.num_classes, classes.num_foreground, len(thresholds) + 1), np.int64)
-    for labels, present, counts in parallel.map_images(work, ids, num_workers, 'evaluate'):
+    histogram, pixels = np.zeros((classes.num_classes, classes.num_foreground, len(thresholds) + 1), np.int64), 0
+    for labels, present, counts, size in parallel.map_images(work, ids, num_workers, 'evaluate'):
         histogram[np.ix_(labels, present)] += counts
-    return Evaluation(classes, len(ids), metrics.curve_confusions(histogram), np.array(thresholds))
+        pixels += size
+    return Evaluation(classes, len(ids), metrics.curve_confusions(histogram), pixels, np.array(thresholds))
 
 
 def prepared(count, ids, predict_dir, suffix, gt_dir, classes, **options):
@@ -103,6 +112,5 @@ def prepared(count, ids, predict_dir, suffix, gt_dir, classes, **options):
     else:
         files.need_files(ids, predict_dir, suffix, '--predict_dir')
     need_images(ids, gt_dir, ('.png',), '--gt_dir')
-    need_objects(ids, gt_dir)
-    return functools.partial(count, predict_dir=Path(predict_dir), gt_dir=Path(gt_dir),
-                             num_classes=classes.num_classes, **options)
+    need_objects(ids, gt_dir, classes)
+    return functools.partial(count, predict_dir=Path(predict_dir), gt_dir=Path(gt_dir), classes=classes, **options)

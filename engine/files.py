@@ -22,7 +22,8 @@ DAY = 24 * 60 * 60  # seconds
 
 
 def repo_path(path):
-    """The path as the user gave it or, where that does not exist and it names a file of voc12/, the repository's file.
+    """The path as the user gave it or, where that does not exist and it names a file of voc12/ or coco14/, the
+    repository's file.
 
     It lets `--infer_list voc12/val.txt` work from any folder, and `voc12/trainaug.txt` mean voc12/train_aug.txt.
     """
@@ -31,7 +32,7 @@ def repo_path(path):
         return path
     if path.name == 'trainaug.txt' and path.parent.name == 'voc12':
         path = path.with_name('train_aug.txt')
-    return REPO / path if path.parts[:1] == ('voc12',) and not path.exists() else path
+    return REPO / path if path.parts[:1] in (('voc12',), ('coco14',)) and not path.exists() else path
 
 
 # ---------------------------------------------------------------- writing

@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from engine.errors import UserError
 from engine.files import REPO
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'scipy', 'opencv-python-headless', 'pillow', 'pydensecrf2')
@@ -33,6 +34,25 @@ def stored_settings(session):
     return {}
 
 
+def settings_of(weights):
+    """The settings of the run that wrote weights <session>.pth, from the <session>.json beside them; {} without one."""
+    return stored_settings(Path(weights).with_suffix(''))
+
+
+def check_classes(weights, classes):
+    """UserError where weights were trained on other classes than those of a ClassSet, as the <session>.json beside them
+    says. Without it the number of channels must do, which loading compares."""
+    stored = settings_of(weights).get('classes')
+    if isinstance(stored, list) and stored != list(classes.foreground):
+        raise UserError(weights, f'was trained on {_few(stored)}, not on those of {classes.name}: '
+                                 f'{_few(classes.foreground)}', 'choose the --dataset that it was trained on')
+
+
+def _few(names, most=3):
+    """The number of classes and the first of them, in words."""
+    return f'{len(names)} classes ({", ".join(map(str, names[:most]))}{", …" if len(names) > most else ""})'
+
+
 def line(info):
     """A run's description in one line, for the log."""
     parts = [f'{key} {info[key]}' for key in ('total_batch', 'seed', 'max_step') if key in info]
@@ -41,8 +61,11 @@ def line(info):
 
 
 def digest(path):
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal; of a folder, of the names and sizes of its files."""
     found = hashlib.sha256()
+    if Path(path).is_dir():
+        files = sorted((entry.name, entry.stat().st_size) for entry in Path(path).iterdir())
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
     with open(path, 'rb') as file:
         while block := file.read(2 ** 20):
             found.update(block)

@@ -4,9 +4,11 @@ Command lines and paths only: report/pipeline.py runs them, report/page.py shows
 """
 from dataclasses import dataclass, replace
 
+from data.description import BUILT_IN
+from data.images import devkit_photos
 from engine import cli
 from engine.errors import UserError
-from report.pipeline import Step
+from report.pipeline import Step, portable
 
 NETWORK_SCRIPTS = ('contrast_train.py', 'contrast_infer.py', 'aff_train.py', 'aff_infer.py',
                    'segmentation/experiment/train.py', 'segmentation/experiment/test.py')
@@ -20,6 +22,8 @@ class Paths:
     deeplab_weights: pretrained backbone of Step 3 ('': weights). saliency_dir: saliency maps, where a recipe learns
     from them. experiment: Step 3's experiment ('': the recipe's). masks_crf: train Step 3 on the random walk's masks
     after the CRF (as the published README has it) or before; a recipe without Step 2 takes the CRF's masks.
+    data: a data.description.DataSet in place of VOC's lists, its paths absolute if it is a file; then voc12_root may be
+    '', for the data set's own root.
     """
     weights: str
     out: str
@@ -30,6 +34,7 @@ class Paths:
     experiment: str = ''
     masks_crf: bool = True
     alphas: tuple = (4, 24)
+    data: object = None
 
     def under(self, name):
         """A path in the run's folder."""
@@ -37,7 +42,34 @@ class Paths:
 
     def list(self, split):
         """The list of a split: 'train', 'train_aug' or 'val'."""
-        return f'{self.lists}/{split}.txt'
+        if not self.data:
+            return f'{self.lists}/{split}.txt'
+        return self.data.list(split) if self.data.source in BUILT_IN else portable(self.data.list(split))
+
+    @property
+    def where(self):
+        """The flags that say where the data set is."""
+        root = ('--voc12_root', self.voc12_root) if self.voc12_root else ()
+        if not self.data:
+            return root
+        return ('--dataset', self.data.source if self.data.source in BUILT_IN else portable(self.data.source), *root)
+
+    @property
+    def truth(self):
+        """The folder of the ground truth; '' where the data set has none."""
+        if not self.data:
+            return f'{self.voc12_root}/SegmentationClass'
+        return self.data.truth(self.voc12_root) if self.voc12_root else portable(self.data.truth())
+
+    @property
+    def photos(self):
+        """The data.images.PhotoFolders of the data set."""
+        return self.data.photos(self.voc12_root or None) if self.data else devkit_photos(self.voc12_root)
+
+    @property
+    def test_split(self):
+        """The split that DeepLab is tested on and whose images the report shows: val, or train where there is none."""
+        return 'train' if self.data and 'val' not in self.data.lists else 'val'
 
     def scores(self, name):
         """The JSON file that the evaluation step `name` leaves."""
@@ -93,11 +125,19 @@ def chain(recipe, paths, extra=None, shared=(), machine=Machine()):
     steps = [*seed_steps(recipe, paths), *(affinity_steps(paths) if recipe.affinity else ()),
              *mask_evaluations(recipe, paths), *segmentation_steps(recipe, paths)]
     extra = extra or {}
+    steps = [step for step in steps if is_wanted(step.name, paths)]
     names = [step.name for step in steps]
     unknown = set(extra).difference(names)
     if unknown:
         raise UserError(min(unknown), 'is no step of the chain', f'choose one of {", ".join(names)}')
     return [completed(step, extra.get(step.name, ()), shared, machine) for step in steps]
+
+
+def is_wanted(name, paths):
+    """Whether a step has something to do: lists to write, images of val, ground truth to score with."""
+    if name == 'prepare':
+        return not paths.data
+    return (paths.truth or not name.startswith('eval_')) and (paths.test_split == 'val' or not name.endswith('_val'))
 
 
 def completed(step, extra, shared, machine):
@@ -109,14 +149,14 @@ def completed(step, extra, shared, machine):
 
 def training_lists(paths, val=True):
     """Flags for lists that are not the scripts' defaults. val: the script takes --val_list."""
-    if paths.lists == 'voc12':
+    if paths.data or paths.lists == 'voc12':
         return ()
     return ('--train_list', paths.list('train_aug'), *(('--val_list', paths.list('val')) if val else ()))
 
 
 def label_flag(paths):
     """--cls_labels, where they are not the scripts' default."""
-    return () if paths.lists == 'voc12' else ('--cls_labels', f'{paths.lists}/cls_labels.npy')
+    return () if paths.data or paths.lists == 'voc12' else ('--cls_labels', f'{paths.lists}/cls_labels.npy')
 
 
 # ---------------------------------------------------------------- Step 1
@@ -130,7 +170,7 @@ def seed_steps(recipe, paths):
     """Lists and labels, training, CAMs of train_aug (for the next steps) and val (to compare with DeepLab), scores."""
     saliency = ('--saliency_dir', paths.saliency_dir) if recipe.saliency else ()
     out = () if paths.lists == 'voc12' else ('--out', paths.lists)
-    session, root = paths.under('contrast'), ('--voc12_root', paths.voc12_root)
+    session, root = paths.under('contrast'), paths.where
     train = ('contrast_train.py', *baseline_flag(recipe), '--weights', paths.weights, *root,
              '--session_name', session, *saliency, *training_lists(paths), *label_flag(paths),
              '--tblog_dir', paths.under('tblog'), '--resume')
@@ -150,14 +190,15 @@ def infer_step(name, recipe, paths, split, tail):
     folders = {'--out_cam': f'cam{tail}', '--out_cam_pred': f'cam_pred{tail}', '--out_crf': f'crf{tail}'}
     outputs = [text for flag, folder in folders.items() for text in (flag, paths.under(folder))]
     argv = ('contrast_infer.py', *baseline_flag(recipe), '--weights', paths.under('contrast.pth'),
-            '--infer_list', paths.list(split), '--voc12_root', paths.voc12_root, *label_flag(paths), *outputs)
+            '--infer_list', paths.list(split), *paths.where, *label_flag(paths), *outputs)
     return Step(name, argv, ('contrast_train',), makes=tuple(map(paths.under, folders.values())))
 
 
 def eval_step(name, paths, split, predict_dir, after, kind='png'):
     """The score of a folder of predictions of a split, over all background scores where they are CAMs."""
-    argv = ('eval.py', '--list', paths.list(split), '--predict_dir', predict_dir,
-            '--gt_dir', f'{paths.voc12_root}/SegmentationClass', '--comment', name.removeprefix('eval_'),
+    dataset = paths.where[:2] if paths.data else ()
+    argv = ('eval.py', *dataset, '--list', paths.list(split), '--predict_dir', predict_dir,
+            '--gt_dir', paths.truth, '--comment', name.removeprefix('eval_'),
             '--type', kind, '--logfile', paths.under(f'scores/{name}.txt'))
     return Step(name, argv + (('--curve', 'True') if kind == 'npy' else ()), (after,))
 
@@ -166,7 +207,7 @@ def eval_step(name, paths, split, predict_dir, after, kind='png'):
 
 def affinity_steps(paths):
     """Labels of AffinityNet, its training, and the random walk with and without the CRF."""
-    session, root, cams = paths.under('aff'), ('--voc12_root', paths.voc12_root), paths.under('cam')
+    session, root, cams = paths.under('aff'), paths.where, paths.under('cam')
     refined = paths.under('aff_crf')
     prepare = ('aff_prepare.py', *root, '--infer_list', paths.list('train_aug'), '--cam_dir', cams,
                '--out_crf', refined)
@@ -192,7 +233,7 @@ def affinity_steps(paths):
 def walk_step(name, paths, split, tail, crf):
     """The random walk from the CAMs of a split, with or without the CRF behind it."""
     folder = paths.under(f'rw{"_crf" if crf else ""}{tail}')
-    argv = ('aff_infer.py', '--weights', paths.under('aff.pth'), '--voc12_root', paths.voc12_root,
+    argv = ('aff_infer.py', '--weights', paths.under('aff.pth'), *paths.where,
              '--infer_list', paths.list(split), '--cam_dir', paths.under(f'cam{tail}'), '--out_rw', folder)
     return Step(name, argv + (('--crf',) if crf else ()), ('aff_train', f'contrast_infer{tail}'), makes=(folder,))
 
@@ -212,17 +253,17 @@ def mask_evaluations(recipe, paths):
 # ---------------------------------------------------------------- Step 3
 
 def segmentation_steps(recipe, paths):
-    """DeepLab on the pseudo masks, and its four numbers on val."""
+    """DeepLab on the pseudo masks, and its masks of val with, where there is ground truth, their four numbers."""
     experiment = ('--experiment', paths.experiment or recipe.experiment)
     session, out = paths.under('segmentation'), paths.under('segmentation_val')
-    root = ('--voc12_root', paths.voc12_root)
+    root = paths.where
     walked = 'aff_infer_crf' if paths.masks_crf else 'aff_infer'
     masks_from = walked if recipe.affinity else 'contrast_infer'
     train = ('segmentation/experiment/train.py', *experiment, '--pseudo_gt', paths.masks(recipe),
              '--weights', paths.deeplab_weights or paths.weights, *root, '--session_name', session,
              *training_lists(paths, val=False), '--tblog_dir', paths.under('tblog'), '--resume')
     test = ('segmentation/experiment/test.py', *experiment, '--weights', f'{session}.pth', *root,
-            '--infer_list', paths.list('val'), '--out_dir', out)
+            '--infer_list', paths.list(paths.test_split), '--out_dir', out)
     return [Step('segmentation_train', train, (masks_from,), makes=(f'{session}.*',), leaves=(f'{session}.pth',)),
             Step('segmentation_test', test, ('segmentation_train',), makes=(out,))]
 
@@ -230,10 +271,12 @@ def segmentation_steps(recipe, paths):
 # ---------------------------------------------------------------- what came out
 
 def rows(recipe, paths):
-    """The rows of the Model Zoo table, as report/page.py describes them: see `row`."""
+    """The rows of the Model Zoo table, as report/page.py describes them: see `row`. None without ground truth."""
+    if not paths.truth:
+        return []
     found = [row(recipe, paths, 'seeds', 'train', 'eval_seeds', 'best', 'Seeds, best threshold', oracle=True)]
     final = not recipe.affinity
-    for split, tail in (('train', ''), ('val', '_val')):
+    for split, tail in (('train', ''), ('val', '_val'))[:1 if paths.test_split == 'train' else 2]:
         seeds = f'eval_seeds{tail}'
         found.append(row(recipe, paths, 'seeds', split, seeds, 'fixed', 'Seeds, fixed threshold', short='seeds'))
         title = 'Pseudo masks: seeds + CRF' if final else 'Seeds + CRF'
@@ -243,7 +286,7 @@ def rows(recipe, paths):
             walk, crf = walk_names(paths)
             found += [row(recipe, paths, 'walk', split, f'eval_walk{tail}', 'fixed', *walk),
                       row(recipe, paths, 'walk + CRF', split, f'eval_walk_crf{tail}', 'fixed', *crf)]
-    return found + [row(recipe, paths, variant, 'val', 'segmentation_test', variant, f'DeepLab, {title}',
+    return found + [row(recipe, paths, variant, paths.test_split, 'segmentation_test', variant, f'DeepLab, {title}',
                         short='DeepLab' if variant == 'multi_crf' else '')
                     for variant, title in (('single', 'single-scale'), ('single_crf', 'single-scale + CRF'),
                                            ('multi', 'multi-scale'), ('multi_crf', 'multi-scale + CRF'))]
@@ -260,7 +303,7 @@ def row(recipe, paths, stage, split, step, entry, title, short='', oracle=False)
     """One row: stage, split, the JSON file with the score (of the evaluation `step`) and its entry there, the published
     figure or None. short: the row's name among the steps of the chain, '' for a row that is no step.
     oracle: its score was chosen with the ground truth that it is measured on."""
-    published = recipe.published.get((stage, split)) if entry != 'fixed' else None
+    published = recipe.published.get((stage, split)) if entry != 'fixed' and not paths.data else None  # of VOC alone
     return {'stage': title, 'split': split, 'scores': paths.scores(step), 'entry': entry, 'published': published,
             'short': short, 'oracle': oracle}
 
@@ -275,17 +318,18 @@ def report_input(recipe, paths, steps, title, notes=()):
         'rows': rows(recipe, paths),
         'runs': [{'title': text, 'session': paths.under(name)} for name, text in sessions.items()],
         'curves': [{'title': split, 'scores': paths.scores(step)} for split, step in curves.items()],
-        'images': {'list': paths.list('val'), 'photos': f'{paths.voc12_root}/JPEGImages',
-                   'ground_truth': f'{paths.voc12_root}/SegmentationClass', 'stages': picture_stages(recipe, paths)},
+        'images': {'list': paths.list(paths.test_split), 'photos': paths.photos, 'ground_truth': paths.truth,
+                   'stages': picture_stages(recipe, paths)},
         'commands': [{'name': step.name, 'line': step.line} for step in steps], 'log_dir': paths.under('log'),
     }
 
 
 def picture_stages(recipe, paths):
     """The folders of val's predictions that the report shows side by side, in the order of the steps."""
-    folders = {'CAM': paths.under('cam_val'), 'seed': paths.under('cam_pred_val')}
+    tail = '_val' if paths.test_split == 'val' else ''
+    folders = {'CAM': paths.under(f'cam{tail}'), 'seed': paths.under(f'cam_pred{tail}')}
     if recipe.affinity and paths.masks_crf:
-        folders['random walk'] = paths.under('rw_val')
-    folders |= {'pseudo mask': f'{paths.masks(recipe)}_val', 'DeepLab': paths.under('segmentation_val/multi_crf')}
+        folders['random walk'] = paths.under(f'rw{tail}')
+    folders |= {'pseudo mask': f'{paths.masks(recipe)}{tail}', 'DeepLab': paths.under('segmentation_val/multi_crf')}
     return [{'title': title, 'folder': folder, 'kind': 'cam' if title == 'CAM' else 'mask'}
             for title, folder in folders.items()]

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from data.cams import read_cams
-from data.images import SUFFIXES, found_files, photo_files, read_image
+from data.images import read_image
 from data.lists import read_list
-from data.masks import read_mask
+from data.masks import read_mask, read_truth
 from engine import files, parallel, pictures
 from engine.workers import count_mask
 from tool import metrics
@@ -23,36 +23,57 @@ SUFFIX = {'cam': '.npy', 'mask': '.png'}
 
 @dataclass(frozen=True)
 class Scored:
-    """An image's id, its mIoU in % over the classes in it or predicted in it, and the labels of its ground truth."""
+    """An image's id, its mIoU in % over the classes in it or predicted in it, and the labels of its ground truth.
+
+    Without ground truth: None, and the labels of its mask.
+    """
     name: str
     miou: float
     labels: tuple
 
 
 def section(images, classes, workers=0, each=6):
-    """The section of the page: `each` worst and best images by the last stage's masks, and the colours of the classes.
+    """The section of the page: `each` worst and best images by the last stage's masks, and the colours of the classes;
+    without ground truth, the first images of the list.
 
     images: see report/page.py. Stages without files are left out; '' where no photo, ground truth or mask is there.
     """
-    photos = found_files(read_list(images['list'], 'list'), images['photos'], SUFFIXES)
+    photos = images['photos'].find(read_list(images['list'], 'list'))
     ids = list(photos)
-    ids = available(ids, images['ground_truth'], '.png')
+    if images['ground_truth']:
+        ids = available(ids, images['ground_truth'], '.png')
     stages = [stage for stage in images['stages'] if available(ids, stage['folder'], SUFFIX[stage['kind']])]
     for stage in stages:
         ids = available(ids, stage['folder'], SUFFIX[stage['kind']])
     masks = [stage for stage in stages if stage['kind'] == 'mask']
     if not ids or not masks:
         return ''
-    count = functools.partial(count_mask, predict_dir=Path(masks[-1]['folder']), gt_dir=Path(images['ground_truth']),
-                              num_classes=classes.num_classes)
-    scored = sorted(map(score, ids, parallel.map_images(count, ids, workers, 'report')), key=lambda item: item.miou)
-    worst, best = scored[:each], scored[each:][::-1][:each]
-    blocks = [f'<h3>{title}</h3>{"".join(card(item, photos[item.name], images, stages, classes) for item in group)}'
-              for title, group in (('Worst', worst), ('Best', best)) if group]
     where, stage = html.escape(Path(images['list']).stem), html.escape(masks[-1]['title'])
-    text = f'The extremes of {len(ids):,} images of {where}, by the mIoU that an image has by itself at “{stage}”: ' \
-           'the mean over the classes that are in it or were predicted in it.'
+    if images['ground_truth']:
+        groups = extremes(ids, masks[-1]['folder'], images['ground_truth'], classes, workers, each)
+        text = f'The extremes of {len(ids):,} images of {where}, by the mIoU that an image has by itself at ' \
+               f'“{stage}”: the mean over the classes that are in it or were predicted in it.'
+    else:
+        groups = {'': [unscored(name, masks[-1]['folder'], classes) for name in ids[:2 * each]]}
+        text = f'The first of {len(ids):,} images of {where}, without ground truth, with the classes of “{stage}”.'
+    blocks = [(f'<h3>{title}</h3>' if title else '')
+              + ''.join(card(item, photos[item.name], images, stages, classes) for item in group)
+              for title, group in groups.items() if group]
     return f'<h2>Images</h2><p class="muted small">{text}</p>{palette(classes)}{"".join(blocks)}'
+
+
+def extremes(ids, folder, ground_truth, classes, workers, each):
+    """{'Worst', 'Best': `each` Scored} of the masks in a folder."""
+    count = functools.partial(count_mask, predict_dir=Path(folder), gt_dir=Path(ground_truth), classes=classes)
+    counts = [counts for counts, _ in parallel.map_images(count, ids, workers, 'report')]
+    scored = sorted(map(score, ids, counts), key=lambda item: item.miou)
+    return {'Worst': scored[:each], 'Best': scored[each:][::-1][:each]}
+
+
+def unscored(name, folder, classes):
+    """The Scored of an image (an id) without ground truth, from its mask in a folder."""
+    mask = read_mask(Path(folder) / f'{name}.png', classes.colours)
+    return Scored(name, None, tuple(label for label in np.unique(mask).tolist() if label < classes.num_classes))
 
 
 def available(ids, folder, suffix):
@@ -77,11 +98,13 @@ def card(item, photo_path, images, stages, classes):
             heat = strongest(path, classes, photo.shape[:2])
             cells.append(picture(jpeg(pictures.overlay(photo, heat)), stage['title']))
         else:
-            cells.append(picture(png(read_mask(path), classes.palette), stage['title'], 'mask'))
-    truth = read_mask(Path(images['ground_truth']) / f'{item.name}.png')
-    cells.append(picture(png(truth, classes.palette), 'ground truth', 'mask'))
+            cells.append(picture(png(read_mask(path, classes.colours), classes.palette), stage['title'], 'mask'))
+    if images['ground_truth']:
+        truth = read_truth(Path(images['ground_truth']) / f'{item.name}.png', classes)
+        cells.append(picture(png(truth, classes.palette), 'ground truth', 'mask'))
     present = ', '.join(classes.names[label] for label in item.labels if label)
-    words = f'<b>mIoU {item.miou:.1f}</b><span>{html.escape(present)}</span><span>{html.escape(item.name)}</span>'
+    miou = '' if item.miou is None else f'<b>mIoU {item.miou:.1f}</b>'
+    words = f'{miou}<span>{html.escape(present)}</span><span>{html.escape(item.name)}</span>'
     strip = f'<div class="strip" style="--n:{len(cells)}">{"".join(cells)}</div>'
     return f'<article class="card"><h4>{words}</h4>{strip}</article>'
 
@@ -135,7 +158,7 @@ def save_sheet(images, path, classes, count=8):
     images: see report/page.py. classes: a ClassSet.
     """
     rows = []
-    for name, photo_path in photo_files(read_list(images['list'])[:count], images['photos']).items():
+    for name, photo_path in images['photos'].need(read_list(images['list'])[:count]).items():
         photo = read_image(photo_path)
         row = [photo]
         for stage in images['stages']:
@@ -143,8 +166,8 @@ def save_sheet(images, path, classes, count=8):
             if stage['kind'] == 'cam':
                 row.append(pictures.overlay(photo, strongest(path_of, classes, photo.shape[:2])))
             else:
-                row.append(pictures.colour(read_mask(path_of), classes.palette))
-        truth = read_mask(Path(images['ground_truth']) / f'{name}.png')
+                row.append(pictures.colour(read_mask(path_of, classes.colours), classes.palette))
+        truth = read_truth(Path(images['ground_truth']) / f'{name}.png', classes)
         rows.append([*row, pictures.colour(truth, classes.palette)])
     figure = pictures.grid(rows, ('photo', *(stage['title'] for stage in images['stages']), 'ground truth'))
     with files.atomic(path) as temporary:

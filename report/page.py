@@ -8,7 +8,8 @@ A description (report/chain.py makes one; all parts but title and rows may be ab
                   'scores': JSON of eval.py or of segmentation's test.py, with 'entry': 'best' | 'fixed' | a variant}]
     runs          [{'title', 'session'}]: training runs, path without suffix (.losses.jsonl, .json)
     curves        [{'title', 'scores'}]: JSON files of eval.py --curve
-    images        {'list', 'photos', 'ground_truth': folders, 'stages': [{'title', 'folder', 'kind': 'cam' | 'mask'}]}
+    images        {'list', 'photos': a data.images.PhotoFolders, 'ground_truth': folder or '',
+                  'stages': [{'title', 'folder', 'kind': 'cam' | 'mask'}]}
     commands      [{'name', 'line'}], with 'log_dir', where report/pipeline.py left how long each took
     credits       [str]: lines for the foot of the page
 What does not exist yet is left out of the page.
@@ -47,7 +48,7 @@ def build(description, path, classes, workers=0):
 
 def publish(description, path, classes):
     """Write the report to `path`, print the table and where the report is. Returns the table as text."""
-    table = text_table(description['rows'])
+    table = text_table(description['rows']) if description['rows'] else 'no ground truth, so nothing is scored'
     print(f'\n{table}\n\nwrote {build(description, path, classes)}')
     return table
 
@@ -122,7 +123,9 @@ def headline(steps):
 
 
 def results_section(rows):
-    """The table: published | here | difference, a group of rows per split."""
+    """The table: published | here | difference, a group of rows per split; '' without rows."""
+    if not rows:
+        return ''
     published = any(row['published'] is not None for row in rows)
     titles = ('Published', 'Here', 'Difference') if published else ('Here',)
     head = '<th>Stage</th>' + ''.join(f'<th class="num">{title}</th>' for title in titles) + '<th class="bar"></th>'

@@ -1,5 +1,5 @@
 """Presets: the chain's settings for data of another scale than VOC, each in one place and all in one form."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -7,9 +7,10 @@ class Preset:
     """What is added to the commands of report/chain.py.
 
     name: of the preset. weights: the backbone that Steps 1 and 3 start from. images: {split: number of images} of a
-    data set that is made. background: {recipe: background score of its seeds, and of the random walk}. experiment: Step
-    3's. alphas: the background exponents of aff_prepare.py. view2_size: side of Step 1's second view, for recipes that
-    have one. All others: arguments of the script of that name.
+    data set that is made. background: {recipe: background score of its seeds, and of the random walk}, where it is not
+    the scripts' default. experiment: Step 3's ('': the recipe's). alphas: the background exponents of
+    aff_prepare.py. view2_size: side of Step 1's second view, for recipes that have one (None: the recipe's). epochs:
+    {recipe: epochs of Step 1}, where they are not the recipe's. All others: arguments of the script of that name.
     """
     name: str
     weights: str
@@ -24,6 +25,7 @@ class Preset:
     aff_infer: tuple
     segmentation_train: tuple
     segmentation_test: tuple
+    epochs: dict = field(default_factory=dict)
 
     def image_counts(self):
         """Arguments of toy/make.py: the numbers of images."""
@@ -31,15 +33,21 @@ class Preset:
 
     def training(self, recipe):
         """Arguments of contrast_train.py for a tool.recipes.Recipe."""
-        return (*self.contrast_train, *(('--view2_size', self.view2_size) if recipe.two_views else ()))
+        view2 = ('--view2_size', self.view2_size) if self.view2_size and recipe.two_views else ()
+        epochs = ('--max_epoches', self.epochs[recipe.name]) if recipe.name in self.epochs else ()
+        return (*self.contrast_train, *view2, *epochs)
+
+    def score_flag(self, flag, recipe):
+        """A flag with the background score of a tool.recipes.Recipe; () where that is the scripts' default."""
+        return (flag, self.background[recipe.name]) if recipe.name in self.background else ()
 
     def seeds(self, recipe):
         """Arguments of contrast_infer.py for a tool.recipes.Recipe."""
-        return (*self.contrast_infer, '--out_cam_pred_alpha', self.background[recipe.name])
+        return (*self.contrast_infer, *self.score_flag('--out_cam_pred_alpha', recipe))
 
     def fixed_threshold(self, recipe):
         """Arguments of eval.py on the CAMs of a tool.recipes.Recipe."""
-        return '--t', self.background[recipe.name]
+        return self.score_flag('--t', recipe)
 
     def extra(self, recipe):
         """{step of report/chain.py: arguments} that bring the recipe's published settings down to this preset's."""
@@ -49,7 +57,7 @@ class Preset:
             found |= {f'contrast_infer{tail}': self.seeds(recipe), f'eval_seeds{tail}': self.fixed_threshold(recipe)}
         if recipe.affinity:
             found['aff_train'] = self.aff_train
-            found |= {f'aff_infer{crf}{tail}': ('--bg', self.background[recipe.name], *self.aff_infer)
+            found |= {f'aff_infer{crf}{tail}': (*self.score_flag('--bg', recipe), *self.aff_infer)
                       for crf in ('', '_crf') for tail in ('', '_val')}
         return found
 
@@ -73,3 +81,16 @@ TOY = Preset(
     segmentation_train=('--DATA_RANDOMCROP', 96, '--DATA_RANDOMSCALE', 0.8, 1.5, '--TRAIN_BATCHES', 10,
                         '--TRAIN_ITERATION', 600, '--TRAIN_LR', 0.01, '--TRAIN_BN_MOM', 0.05, '--picture_every', 0),
     segmentation_test=('--TEST_MULTISCALE', 0.75, 1, 1.25, 1.5))
+
+# COCO 2014. No publication trains SEAM + PPC on it, so what is known of its neighbours is taken, all else is VOC's:
+# Step 1: EPS's log on COCO has batch 16, crops of 321 pixels and 256,500 steps: 50 epochs of the 82,081 images
+# of train2014 that show a class. Its epochs are those of the EPS recipes; the others keep their own.
+# Step 3: LPCAM trains DeepLab v2 on COCO with batch 10, 100,000 steps and learning rate 2e-4.
+COCO14 = Preset(
+    name='coco14', weights='', images={}, background={}, experiment='', alphas=(4, 24), view2_size=None,
+    contrast_train=('--batch_size', 16, '--crop_size', 321), contrast_infer=(), aff_train=(), aff_infer=(),
+    segmentation_train=('--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 100_000, '--TRAIN_LR', 2e-4),
+    segmentation_test=(),
+    epochs={'eps': 50, 'eps_plain': 50})
+
+PRESETS = {'coco14': COCO14}  # of data sets that come with the project

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import found_files, photo_files
+from data.images import found_files
 from data.masks import BINARY
 from engine import parallel
 from engine.errors import UserError
@@ -56,19 +56,19 @@ class Summary:
         return '\n'.join(lines)
 
 
-def check(ids, image_dir, mask_dir, gt_dir, classes, workers, allow_unusual=False):
+def check(ids, photos, mask_dir, gt_dir, classes, workers, allow_unusual=False):
     """Read the masks `<mask_dir>/<id>.png` of `ids` in parallel and return their Summary.
 
-    gt_dir: folder of ground truth; masks of images that have ground truth are scored, for the report only. classes: a
-    ClassSet.
+    photos: a data.images.PhotoFolders. gt_dir: folder of ground truth, '' for none; masks of images that have ground
+    truth are scored, for the report only. classes: a ClassSet.
     UserError: masks missing (named), in RGB, not of the image's size, with a label out of range; a folder of binary
     masks or, unless allow_unusual, one that is mostly background, mostly without objects or mostly ignored.
     """
     mask_dir = Path(mask_dir)
     refuse_missing(ids, mask_dir)
-    photos, truth = photo_files(ids, image_dir), found_files(ids, gt_dir, ('.png',))
-    read = functools.partial(count_pseudo_mask, mask_dir=mask_dir, num_classes=classes.num_classes)
-    items = [(name, photos[name], truth.get(name)) for name in ids]
+    paths, truth = photos.need(ids), found_files(ids, gt_dir, ('.png',)) if gt_dir else {}
+    read = functools.partial(count_pseudo_mask, mask_dir=mask_dir, classes=classes)
+    items = [(name, paths[name], truth.get(name)) for name in ids]
     pixels, counts = zip(*parallel.map_images(read, items, workers, 'check masks'))
     empty = sum(not p[1:classes.num_classes].any() for p in pixels)
     summary = Summary(len(ids), sum(pixels), empty, sum(counts), len(truth))

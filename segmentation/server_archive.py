@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.images import image_folder, image_size, photo_files
+from data.images import devkit_photos, image_size
 from data.lists import read_list
 from engine import cli, files
 from engine.errors import UserError
@@ -39,13 +39,13 @@ def write(path, ids, predict_dir):
             archive.addfile(entry, io.BytesIO(data))
 
 
-def check(path, ids, image_dir, classes):
+def check(path, ids, photos, classes):
     """Read the archive through and check each file: palette PNG, VOC's colours, the image's size, labels in range.
 
-    ids: those that the archive must hold, no more and no fewer. image_dir: their photos. classes: a ClassSet. Nothing
-    is unpacked. UserError naming the file and what is wrong with it; returns nothing where all is well.
+    ids: those that the archive must hold, no more and no fewer. photos: a data.images.PhotoFolders. classes: a
+    ClassSet. Nothing is unpacked; nothing is returned where all is well. UserError naming the file and what is wrong.
     """
-    photos = photo_files(ids, image_dir)
+    paths = photos.need(ids)
     expected = {f'{FOLDER}/{name}.png': name for name in ids}
     try:
         with tarfile.open(path, 'r:gz') as archive:
@@ -54,7 +54,7 @@ def check(path, ids, image_dir, classes):
                     continue
                 if entry.name not in expected or not entry.isfile():
                     raise UserError(path, f'holds {entry.name}, none of the {len(ids)} results or one twice', WRONG)
-                size = image_size(photos[expected.pop(entry.name)])
+                size = image_size(paths[expected.pop(entry.name)])
                 check_png(f'{path}:{entry.name}', archive.extractfile(entry).read(), size, classes)
     except FileNotFoundError:
         raise UserError(path, 'archive not found', 'correct --check') from None
@@ -93,7 +93,7 @@ def get_args_parser():
 
 def main(args):
     ids = read_list(args.list, '--list')
-    check(args.check, ids, image_folder(args.voc12_root), VOC)
+    check(args.check, ids, devkit_photos(args.voc12_root), VOC)
     print(f'{args.check}: {len(ids)} results, all well formed')
 
 

@@ -10,7 +10,7 @@ from helpers import assert_refused, run_main, tree_bytes
 from PIL import Image
 from test_training import arguments_of, make_run, rows_of, step_of
 
-from data.images import image_folder, read_image
+from data.images import devkit_photos, image_folder, read_image
 from data.labels import labels_of, read_labels, save_labels
 from data.lists import read_list
 from data.photo_check import check_photo
@@ -257,7 +257,7 @@ def test_sound_photos_are_looked_at_without_decoding_them(toy, monkeypatch):
     def decoded(path, convert):
         raise AssertionError(f'{path} was decoded')
     monkeypatch.setattr('data.photo_check.read_image', decoded)
-    check_photos(Photos(read_list(toy.train), toy.root), 'photos')
+    check_photos(Photos(read_list(toy.train), devkit_photos(toy.root)), 'photos')
 
 
 # ---------------------------------------------------------------- validation

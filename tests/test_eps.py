@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from data import transforms
 from data.cams import read_cams
 from data.classification import SalientImages
-from data.images import image_size
+from data.images import devkit_photos, image_size
 from data.lists import read_list
 from data.masks import read_mask
 from engine.crf_workers import SeedSettings, write_seeds
@@ -345,7 +345,7 @@ def saliency_dir(toy, tmp_path):
 
 
 def salient(toy, folder):
-    return SalientImages(read_list(toy.train), toy.root, toy.labels, VOC.num_foreground, v2.ToImage(), folder)
+    return SalientImages(read_list(toy.train), devkit_photos(toy.root), toy.labels, VOC, v2.ToImage(), folder)
 
 
 def test_an_item_has_its_saliency_map_in_0_to_1(toy, saliency_dir):

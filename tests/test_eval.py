@@ -1,4 +1,5 @@
 """eval.py, engine/evaluation.py: the golden numbers from files, what is written, and every mistake a user can make."""
+import functools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from helpers import assert_refused, golden, run_main, run_script, script
 from PIL import Image
 
 from data.cams import save_cams
+from data.description import read_dataset
 from data.masks import save_mask
 from engine import files
 from engine.evaluation import evaluate_cams, evaluate_masks
@@ -133,7 +135,7 @@ def write_splits(folder, **splits):
 
 def test_the_split_of_a_list_is_named(data):
     write_splits(data, train=IDS[:2], train_aug=IDS[:4], val=IDS[4:])
-    split_of = script('eval').split_of
+    split_of = functools.partial(script('eval').split_of, data=read_dataset('voc12'))
     assert split_of(IDS[1:2], data / 'list.txt') == 'train'
     assert split_of(IDS[1:4], data / 'list.txt') == 'train_aug'
     assert split_of(IDS[4:], data / 'list.txt') == 'val'

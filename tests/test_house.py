@@ -18,6 +18,7 @@ ALLOWED = {
     'network': {'tool'},
     'data': {'network', 'tool'},
     'voc12': {'data', 'network', 'tool'},
+    'coco14': {'data', 'network', 'tool'},
     'engine': {'data', 'network', 'tool'},
     'report': {'engine', 'data', 'network', 'tool'},
     'segmentation': {'engine', 'data', 'network', 'tool'},
@@ -28,8 +29,8 @@ ALLOWED = {
 SCRIPTS = [
     'contrast_train.py', 'contrast_infer.py', 'eval.py', 'aff_prepare.py', 'aff_train.py', 'aff_infer.py',
     'segmentation/experiment/train.py', 'segmentation/experiment/test.py', 'segmentation/server_archive.py',
-    'reproduce.py', 'demo.py', 'ablation.py', 'voc12/prepare.py', 'toy/make.py', 'toy/centred_box.py',
-    'toy/pretrain.py', 'benchmarks/bench.py', 'benchmarks/gpu.py']
+    'predict.py', 'reproduce.py', 'demo.py', 'ablation.py', 'voc12/prepare.py', 'coco14/prepare.py', 'toy/make.py',
+    'toy/centred_box.py', 'toy/pretrain.py', 'benchmarks/bench.py', 'benchmarks/gpu.py']
 HEAVY = ('torch', 'torchvision', 'scipy', 'matplotlib')
 LONGEST = 50  # lines of a function
 SOURCES = [path for path in sorted(REPO.rglob('*.py'))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.cams import read_cams
 from data.classification import SalientImages
-from data.images import image_size
+from data.images import devkit_photos, image_size
 from data.lists import read_list
 from data.masks import read_mask
 from data.probabilities import read_probabilities
@@ -135,7 +135,7 @@ def black(toy, tmp_path):
 
 def test_a_black_saliency_map_is_used_with_a_warning_once(toy, black, capsys):
     folder, name = black
-    data = SalientImages([name], toy.root, toy.labels, VOC.num_foreground, classification_train(64, 64, 96), folder)
+    data = SalientImages([name], devkit_photos(toy.root), toy.labels, VOC, classification_train(64, 64, 96), folder)
     for _ in range(3):
         assert not data[0]['saliency'].any()
     assert capsys.readouterr().err == f'warning: {folder / name}.png: saliency map is zero everywhere\n'

@@ -7,7 +7,7 @@ from helpers import assert_refused, run_main
 from PIL import Image
 
 from data.cams import read_cams
-from data.images import image_size, photo_files, read_image
+from data.images import devkit_photos, image_size, photo_files, read_image
 from data.labels import labels_of, read_labels
 from data.lists import read_list
 from data.masks import save_mask
@@ -203,7 +203,7 @@ def test_the_steps_that_follow_find_and_turn_the_same_photos(toy, folder, photo)
     mask[:20] = 8
     save_mask(truth / 'my photo.png', mask, VOC.palette)
     save_mask(truth / f'{DECOMPOSED}.png', mask, VOC.palette)
-    summary = preflight.check(ids, folder, truth, truth, VOC, workers=0)
+    summary = preflight.check(ids, devkit_photos(root), truth, truth, VOC, workers=0)
     assert (summary.masks, summary.scored, summary.empty) == (2, 2, 0)
     assert evaluate_masks(ids, truth, truth, VOC).class_iou[0, 8] == pytest.approx(100)
     assert set(read_probabilities(root / 'aff' / '4.00' / 'my photo.npy', VOC.num_classes, size)[0]) == {0, 1, 15}

@@ -4,7 +4,8 @@ import pytest
 from helpers import assert_refused, run_main, tree_bytes
 from PIL import Image
 
-from data.labels import read_labels
+from data.description import read_dataset
+from data.labels import image_labels, read_labels
 from data.lists import read_list
 from data.masks import save_mask
 from voc12 import prepare as prepare_script
@@ -214,3 +215,26 @@ def test_saliency_maps_that_do_not_fit_are_refused(devkit, out, capsys, picture,
     path = devkit / 'SAL' / '2007_000039.png'
     path.unlink() if picture is None else picture.save(path)
     assert_prepare_refuses(capsys, devkit, out, '2007_000039.png', words, flags=('--saliency_dir', devkit / 'SAL'))
+
+
+# ---------------------------------------------------------------- classes of one's own
+
+def test_classes_of_ones_own_make_a_description(devkit, tmp_path):
+    (devkit / 'Annotations' / '2007_000032.xml').write_text(annotation(['cup', 'no']))
+    for i in ('2007_000039', '2007_000033', EXTRA):
+        (devkit / 'Annotations' / f'{i}.xml').write_text(annotation(['no']))
+    run_main('voc12/prepare', '--voc12_root', devkit, '--out', tmp_path / 'mine', '--classes', 'cup', 'no')
+    data = read_dataset(str(tmp_path / 'mine' / 'dataset.yaml'))
+    assert data.classes.foreground == ('cup', 'no') and data.classes.name == 'VOC2012'
+    ids = read_list(data.list('train_aug'))
+    assert image_labels(ids, data.labels, data.classes).tolist() == [
+        [1, 1] if i == '2007_000032' else [0, 1] for i in ids]
+    assert data.truth() == str(devkit / 'SegmentationClass') and list(data.photos().need(ids))[0] == ids[0]
+
+
+def test_other_classes_are_refused_without_the_flag_and_in_the_folder_of_vocs_lists(devkit, tmp_path, capsys):
+    (devkit / 'Annotations' / '2007_000032.xml').write_text(annotation(['cup']))
+    said = assert_refused(capsys, 'voc12/prepare', '--voc12_root', devkit, '--out', tmp_path / 'mine')
+    assert "names the class 'cup', which PASCAL VOC 2012 lacks" in said and '--classes' in said
+    said = assert_refused(capsys, 'voc12/prepare', '--voc12_root', devkit, '--classes', 'cup')
+    assert '--out: is the folder of the lists of VOC' in said

@@ -11,6 +11,7 @@ from helpers import run_main
 from PIL import Image
 
 from data.cams import save_cams
+from data.images import devkit_photos
 from data.masks import save_mask
 from engine import files
 from engine.errors import UserError
@@ -92,7 +93,7 @@ def write_images(root):
 
 def images_of(run):
     """The description of the run's images, one stage of which was never made."""
-    return {'list': run / 'list.txt', 'photos': run / 'JPEGImages', 'ground_truth': run / 'gt', 'stages': [
+    return {'list': run / 'list.txt', 'photos': devkit_photos(run), 'ground_truth': run / 'gt', 'stages': [
         {'title': 'CAM', 'folder': run / 'cam', 'kind': 'cam'},
         {'title': 'mask', 'folder': run / 'masks', 'kind': 'mask'},
         {'title': 'never made', 'folder': run / 'absent', 'kind': 'mask'}]}
@@ -186,7 +187,7 @@ def test_what_does_not_exist_is_left_out(tmp_path):
         'title': 'Empty',
         'rows': [{'stage': 'Seeds', 'split': 'train', 'scores': absent, 'entry': 'best', 'published': 61.5}],
         'runs': [{'title': 'Step 1', 'session': tmp_path / 'net'}], 'curves': [{'title': 'train', 'scores': absent}],
-        'images': {'list': tmp_path / 'list.txt', 'photos': tmp_path, 'ground_truth': tmp_path,
+        'images': {'list': tmp_path / 'list.txt', 'photos': devkit_photos(tmp_path), 'ground_truth': tmp_path,
                    'stages': [{'title': 'CAM', 'folder': tmp_path, 'kind': 'cam'}]},
     }, tmp_path / 'r.html', VOC).read_text(encoding='utf-8')
     parsed = Page(text)
@@ -246,7 +247,7 @@ def test_images_come_worst_first_then_best(run, text):
 
 def test_the_score_of_an_image_is_over_its_own_classes(run):
     """`bad`: background right, cat missed, dog invented: the mean of three IoU, not of 21."""
-    scored = gallery.score('bad', count_mask('bad', run / 'masks', run / 'gt', VOC.num_classes))
+    scored = gallery.score('bad', count_mask('bad', run / 'masks', run / 'gt', VOC)[0])
     assert scored.labels == (0, CAT)
     assert scored.miou == pytest.approx(100 / 3)
 

@@ -267,7 +267,7 @@ def devkit(tmp_path):
 
 
 @pytest.mark.parametrize('argv, message', [
-    (['--voc12_root', 'nowhere', '--weights', __file__], 'error: --voc12_root: nowhere is no VOC devkit'),
+    (['--voc12_root', 'nowhere', '--weights', __file__], 'error: --voc12_root: nowhere has no JPEGImages'),
     (['--weights', 'nowhere.params'], 'error: --weights: nowhere.params does not exist'),
     (['--weights', __file__, '--baseline', 'eps'], 'error: --deeplab_weights: is needed for --baseline eps'),
     (['--weights', __file__, '--saliency_dir', '.'], 'error: --saliency_dir: --baseline seam uses no saliency maps'),

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from helpers import assert_refused, filled, run_main, script, tree_bytes
 from PIL import Image
 
+from data.images import devkit_photos
 from data.lists import save_list
 from data.masks import read_mask, save_mask
 from data.segmentation import Augmentation, ScaledImages, at_scale, rescale, shift_hsv
@@ -205,7 +206,7 @@ def test_scales_in_the_wrong_order_are_refused():
 def check_masks(data, mask_dir):
     """The pre-flight summary of a folder of pseudo masks."""
     devkit = data / 'VOC2012'
-    return preflight.check(IDS, devkit / 'JPEGImages', mask_dir, devkit / 'SegmentationClass', VOC, workers=0)
+    return preflight.check(IDS, devkit_photos(devkit), mask_dir, devkit / 'SegmentationClass', VOC, workers=0)
 
 
 @pytest.fixture
@@ -384,7 +385,7 @@ def test_one_pass_gives_single_and_multi_scale():
 
 
 def test_scales_are_made_after_normalising(data):
-    item = ScaledImages(IDS, data / 'VOC2012', [1.0, 0.5, 1.75])[2]
+    item = ScaledImages(IDS, devkit_photos(data / 'VOC2012'), [1.0, 0.5, 1.75])[2]
     assert [tuple(x.shape) for x in item['scaled']] == [(3, 40, 56), (3, 20, 28), (3, 70, 98)]
     np.testing.assert_array_equal(item['scaled'][0].permute(1, 2, 0), normalise(item['pixels']))
 
@@ -526,11 +527,11 @@ def test_spoiled_results_are_rejected(data, archive, tmp_path, kind):
     content, message = SPOILED[kind]
     bad = repacked(archive, tmp_path / 'bad.tar.gz', IDS[2], content)
     with pytest.raises(UserError, match=message):
-        server_archive.check(bad, IDS, data / 'VOC2012/JPEGImages', VOC)
+        server_archive.check(bad, IDS, devkit_photos(data / 'VOC2012'), VOC)
 
 
 def test_spoiled_archives_are_rejected(data, archive, tmp_path):
-    images = data / 'VOC2012/JPEGImages'
+    images = devkit_photos(data / 'VOC2012')
     stranger = repacked(archive, tmp_path / 'stranger.tar.gz', IDS[2], png(GOOD), {'../passwd': b'x'})
     short, other = tmp_path / 'short.tar.gz', tmp_path / 'other.tar.gz'
     short.write_bytes(archive.read_bytes()[:-200])

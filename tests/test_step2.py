@@ -16,6 +16,7 @@ from PIL import Image
 from data.affinity import AffinityCrops
 from data.cams import save_cams
 from data.crop import CropWindow, centre
+from data.images import devkit_photos
 from data.lists import read_list
 from data.masks import read_mask
 from data.probabilities import check_alphas, read_probabilities, save_probabilities
@@ -316,7 +317,8 @@ def test_crops_of_dict_and_array_files_agree(toy, chain, tmp_path):
             full = np.zeros((VOC.num_classes, *scores.shape[1:]), np.float32)
             full[labels] = scores
             save_npy(tmp_path / alpha / f'{i}.npy', full)
-    dicts, arrays = (AffinityCrops(ids, toy.root, folder / '4.00', folder / '24.00', VOC.num_classes, 96, train=True)
+    photos = devkit_photos(toy.root)
+    dicts, arrays = (AffinityCrops(ids, photos, folder / '4.00', folder / '24.00', VOC.num_classes, 96, train=True)
                      for folder in (chain / 'crf', tmp_path))
     for index in range(len(ids)):
         torch.manual_seed(index)
@@ -349,7 +351,7 @@ def striped(tmp_path):
     stripe = np.repeat(STRIPES, 8)
     probabilities = np.stack([np.broadcast_to(stripe == label, (48, 80)) for label in (0, 3, 8)])
     save_probabilities(tmp_path / 'x.npy', [0, 3, 8], probabilities.astype(np.float32))
-    return ['x'], tmp_path, tmp_path, tmp_path, VOC.num_classes, 80
+    return ['x'], devkit_photos(tmp_path), tmp_path, tmp_path, VOC.num_classes, 80
 
 
 def test_a_validation_crop_is_the_centre_of_the_image_as_it_is(striped):

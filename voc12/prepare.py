@@ -1,12 +1,14 @@
 """Write the lists and image-level labels of PASCAL VOC 2012 from a devkit, and say what is missing in it.
 
     python voc12/prepare.py --voc12_root VOC2012
+    python voc12/prepare.py --voc12_root my_data --classes cup fork --out my_data/lists      (classes of one's own)
 
 Reads:  <voc12_root>/ImageSets/Segmentation/{train,val,test}.txt, Annotations/<id>.xml, and the file names in
         JPEGImages/ and SegmentationClassAug/ (the masks of SBD; train_aug is all of them but val).
         With --saliency_dir also <saliency_dir>/<id>.png of train_aug (for EPS), to check them.
 Writes: <out>/{train,val,train_aug,test}.txt, one `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png` a line (only the
-        id where there is no such mask), and <out>/cls_labels.npy, a pickled dict id → float32 0/1 per foreground class.
+        id where there is no such mask), and <out>/cls_labels.npy, a pickled dict id → float32 0/1 per foreground class;
+        with --classes also <out>/dataset.yaml, for --dataset.
 """
 import functools
 import sys
@@ -17,6 +19,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, wha
 
 import numpy as np
 
+from data.classes import ClassSet
+from data.description import read_dataset, save_description
 from data.images import SUFFIXES, found_files, need_images
 from data.labels import save_labels
 from data.lists import read_list, save_list
@@ -85,28 +89,31 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise ValueError('it has a DOCTYPE, which no VOC annotation has')
 
 
-def read_annotation(path):
-    """The image-level label in Annotations/<id>.xml: float32 (foreground classes,), 1 where any object has the class.
+def read_names(path):
+    """The class names of the objects in Annotations/<id>.xml, a list; difficult and truncated ones count, as published.
 
-    Difficult and truncated objects count, as published. UserError: malformed XML, a DOCTYPE, a class that VOC lacks.
+    UserError: malformed XML, a DOCTYPE.
     """
     try:
         root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(path, f'annotation cannot be read ({error})', 'replace the file') from error
-    label = np.zeros(VOC.num_foreground, np.float32)
-    for thing in root.findall('object'):
-        name = (thing.findtext('name') or '').strip()
-        if name not in VOC.foreground:
-            raise UserError(path, f'names the class {name!r}, which {VOC.name} lacks', 'correct the annotation')
-        label[VOC.foreground.index(name)] = 1
-    return label
+    return [(thing.findtext('name') or '').strip() for thing in root.findall('object')]
 
 
-def read_all_labels(ids, folder):
-    """Labels of those `ids` that have an annotation: dict id → label, ids in order."""
-    with parallel.progress(found_files(ids, folder, ('.xml',)).items(), 'annotations') as bar:
-        return {i: read_annotation(path) for i, path in bar}
+def read_all_labels(ids, folder, classes):
+    """Labels of those `ids` that have an annotation, ids in order: dict id → float32 (foreground classes,), 1 where any
+    object has the class. UserError, as read_names, or a class that the ClassSet lacks."""
+    labels, paths = {}, found_files(ids, folder, ('.xml',))
+    with parallel.progress(paths.items(), 'annotations') as bar:
+        for i, path in bar:
+            names = read_names(path)
+            unknown = [name for name in names if name not in classes.foreground]
+            if unknown:
+                raise UserError(path, f'names the class {unknown[0]!r}, which {classes.name} lacks',
+                                'correct the annotation, or name your own classes by --classes')
+            labels[i] = np.array([name in names for name in classes.foreground], np.float32)
+    return labels
 
 
 # ---------------------------------------------------------------- saliency
@@ -155,9 +162,20 @@ def report(name, ids, root):
             warn(f'{name}: {folder} lacks {len(missing)} of {len(ids)} files, {missing[0]}{suffixes[0]} the first')
 
 
+def describe(out, root, classes, splits):
+    """Write <out>/dataset.yaml for classes of one's own, and read it again, which checks their names."""
+    truth = {'ground_truth': 'SegmentationClass'} if (root / 'SegmentationClass').is_dir() else {}
+    save_description(out / 'dataset.yaml', name=root.resolve().name, classes=list(classes.foreground),
+                     root=str(root.resolve()), images='JPEGImages', lists={name: f'{name}.txt' for name in splits},
+                     labels='cls_labels.npy', **truth)
+    read_dataset(str(out / 'dataset.yaml'))
+
+
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help="your own classes in place of VOC's, in the order "
+                                                                     'of the labels; <out>/dataset.yaml names them')
     parser.add_argument('--out', default=str(files.REPO / 'voc12'), help='folder for the lists and cls_labels.npy')
     parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png to check (nothing is written)')
     cli.add_worker_flag(parser)
@@ -165,10 +183,14 @@ def get_args_parser():
 
 
 def main(args):
-    root = Path(args.voc12_root)
+    root, classes = Path(args.voc12_root), VOC
+    if args.classes:
+        if Path(args.out).resolve() == (files.REPO / 'voc12').resolve():
+            raise UserError('--out', 'is the folder of the lists of VOC', 'give another for classes of your own')
+        classes = ClassSet('--classes', tuple(args.classes))
     out = files.out_dir(args.out, '--out')
     splits = read_splits(root)
-    labels = read_all_labels(sorted(set().union(*splits.values())), root / 'Annotations')
+    labels = read_all_labels(sorted(set().union(*splits.values())), root / 'Annotations', classes)
     if not labels:
         raise UserError(root / 'Annotations', 'holds no annotation of any listed image',
                         'add the XML files of the devkit')
@@ -179,8 +201,10 @@ def main(args):
     if 'test' not in splits:
         warn(f'no test.txt written: ImageSets/Segmentation/test.txt is missing ({TEST_HINT})')
     save_labels(out / 'cls_labels.npy', labels)
-    classes = np.mean([label.sum() for label in labels.values()])
-    print(f'cls_labels.npy: {len(labels)} images, {classes:.2f} classes each')
+    if args.classes:
+        describe(out, root, classes, splits)
+    mean = np.mean([label.sum() for label in labels.values()])
+    print(f'cls_labels.npy: {len(labels)} images, {mean:.2f} classes each')
     empty = [i for i, label in labels.items() if not label.any()]
     if empty:
         warn(f'{len(empty)} annotations name no object, {empty[0]}.xml the first')

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import cli, files
+from engine import cli, files, runinfo
 from engine.errors import UserError
 
 
@@ -83,8 +83,9 @@ ALSO = {
 
 def add_flags(parser, script):
     """Add --experiment and a flag for every field that `script` ('train' or 'test') reads."""
-    parser.add_argument('--experiment', choices=EXPERIMENTS, default=DEFAULT,
-                        help='the experiment that gives all defaults below')
+    stored = f' (as <session>.json beside --weights says; {DEFAULT} without one)' if script == 'test' else ''
+    parser.add_argument('--experiment', choices=EXPERIMENTS, default=None if script == 'test' else DEFAULT,
+                        help=f'the experiment that gives all defaults below{stored}')
     for field in dataclasses.fields(Config):
         if script in field.metadata['scripts']:
             names = [f'--{field.name}'] + ([ALSO[script][field.name]] if field.name in ALSO[script] else [])
@@ -93,8 +94,19 @@ def add_flags(parser, script):
                                 help=f'{field.metadata["help"]} ({DEFAULT}: {default})')
 
 
+def as_trained(args):
+    """Fill --experiment, --MODEL_NAME and --MODEL_BACKBONE from the <session>.json beside --weights; what is given
+    stays."""
+    stored = runinfo.settings_of(args.weights) if args.weights else {}
+    args.experiment = stored['experiment'] if stored.get('experiment') in EXPERIMENTS else DEFAULT
+    for name in {'MODEL_NAME', 'MODEL_BACKBONE'} & set(stored):
+        setattr(args, name, getattr(args, name, stored[name]))
+
+
 def effective(args):
     """The Config of parsed flags: the experiment's, with what the command line sets. UserError: impossible value."""
+    if args.experiment is None:
+        as_trained(args)
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if hasattr(args, field.name)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return dataclasses.replace(EXPERIMENTS[args.experiment], **given)

@@ -12,14 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, whatever the working directory
 
-from data.images import image_folder, need_images
+from data.images import need_images
 from data.lists import read_list
 from data.masks import need_objects
 from engine import cli, files, outputs, runinfo
 from engine.evaluation import absent_text, evaluate_masks
 from segmentation import predictions, server_archive
 from segmentation.experiment import config as configs
-from voc12.classes import VOC
 
 
 def get_args_parser():
@@ -28,9 +27,9 @@ def get_args_parser():
     parser.add_argument('--weights', help='trained weights (<EXP_NAME>.pth unless given)')
     parser.add_argument('--split', choices=('val', 'test'), default='val',
                         help='val is scored, test goes to the VOC server')
-    cli.add_inference_flags(parser, None)
+    cli.add_inference_flags(parser, 'val, or test with --split test')
     cli.add_image_flags(parser)
-    parser.add_argument('--gt_dir', help='ground truth of val (<voc12_root>/SegmentationClass unless given)')
+    parser.add_argument('--gt_dir', help="ground truth of val (the data set's; voc12: <voc12_root>/SegmentationClass)")
     parser.add_argument('--out_dir', help='folder for the results (<EXP_NAME>_<split> unless given)')
     parser.add_argument('--out_logits', help='folder for the multi-scale logits, float16 (classes, H, W), '
                                              'about 8 MB an image (none unless given)')
@@ -47,39 +46,41 @@ def main(args):
     from engine.device import set_up, to_device
     from segmentation import inference, model
 
-    config = configs.effective(args)
+    config, data = configs.effective(args), cli.chosen_dataset(args, infer_list=args.split)
     device = set_up(args)
     engine = chosen_engine(args.crf_engine, device)
     root, weights = configs.located(args.voc12_root), Path(args.weights or f'{config.EXP_NAME}.pth')
-    list_name = args.infer_list or f'voc12/{args.split}.txt'
-    ids = read_list(list_name, '--infer_list')
-    gt_dir = Path(args.gt_dir) if args.gt_dir else root / 'SegmentationClass'
-    dataset = ScaledImages(ids, root, inference.scales_of(config.TEST_MULTISCALE), args.convert_rgb)
-    if args.split == 'val':
+    runinfo.check_classes(weights, data.classes)
+    ids = read_list(args.infer_list, '--infer_list')
+    photos, gt_dir = data.photos(root), args.split == 'val' and args.gt_dir and configs.located(args.gt_dir)
+    dataset = ScaledImages(ids, photos, inference.scales_of(config.TEST_MULTISCALE), args.convert_rgb)
+    if gt_dir:
         need_images(ids, gt_dir, ('.png',), '--gt_dir; images without ground truth need --split test')
-        need_objects(ids, gt_dir)
-    net = to_device(model.trained(config, weights, VOC.num_classes), device, args.amp).eval()
+        need_objects(ids, gt_dir, data.classes)
+    net = to_device(model.trained(config, weights, data.classes.num_classes), device, args.amp).eval()
 
     out_dir = files.out_dir(args.out_dir or f'{config.EXP_NAME}_{args.split}', '--out_dir')
     logits_dir = args.out_logits and files.out_dir(args.out_logits, '--out_logits')
-    output = predictions.Output(folders(out_dir, args.split), logits_dir, args.crf_iters, VOC, engine)
+    server = args.split == 'test' and args.dataset == 'voc12'
+    output = predictions.Output(folders(out_dir, server), logits_dir, args.crf_iters, data.classes, engine)
     made = what_decides(args, config, weights)
     homes = [(folder, suffix, logits_dir if suffix == '.npy' else out_dir) for folder, suffix in output.kinds]
     dataset.keep(outputs.begin([outputs.Output(folder, suffix, made, home) for folder, suffix, home in homes], ids,
                                args.overwrite))
     print(f'{len(dataset)} of {len(ids)} images to do')
     inference.segment(net, dataset, config, output, device, args)
-    if args.split == 'val':
-        score(ids, list_name, output, gt_dir, out_dir, args.num_workers, made)
+    if gt_dir:
+        score(ids, args.infer_list, output, gt_dir, out_dir, args.num_workers, made)
+    elif server:
+        pack(ids, output, photos, out_dir)
     else:
-        pack(ids, output, root, out_dir)
+        print(f'wrote {out_dir}: masks of {len(ids)} images; no ground truth, no scores')
 
 
-def folders(out_dir, split):
-    """{variant: folder}, made where missing: all four for val; for test multi-scale + CRF, where the server expects it.
-    """
+def folders(out_dir, server):
+    """{variant: folder}, made where missing: all four; for the VOC server multi-scale + CRF, where it expects that."""
     all_four = {name: name for name in predictions.VARIANTS}
-    wanted = {'multi_crf': server_archive.FOLDER} if split == 'test' else all_four
+    wanted = {'multi_crf': server_archive.FOLDER} if server else all_four
     return {name: files.out_dir(out_dir / folder, '--out_dir') for name, folder in wanted.items()}
 
 
@@ -118,11 +119,11 @@ def table(miou, images, list_name):
     return '\n'.join(lines)
 
 
-def pack(ids, output, root, out_dir):
+def pack(ids, output, photos, out_dir):
     """Write the server's archive and check every file in it."""
     archive = out_dir / 'comp6_test_cls.tar.gz'
     server_archive.write(archive, ids, output.folders['multi_crf'])
-    server_archive.check(archive, ids, image_folder(root), output.classes)
+    server_archive.check(archive, ids, photos, output.classes)
     print(f'wrote {archive}: {len(ids)} results, all well formed')
 
 

@@ -14,19 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, whatever the working directory
 
-from data.images import image_folder
 from data.lists import read_list
 from engine import cli
 from engine.errors import UserError
 from segmentation.experiment import config as configs
-from voc12.classes import VOC
 
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     configs.add_flags(parser, 'train')
     cli.add_image_flags(parser)
-    parser.add_argument('--train_list', default='voc12/train_aug.txt', help='list of image ids to train on')
+    parser.add_argument('--train_list', help="list of image ids to train on (the data set's train_aug)")
     cli.add_switch(parser, '--allow_unusual_masks', 'train on masks that are mostly background, mostly without any '
                                                     'object or mostly ignored')
     cli.add_device_flags(parser)
@@ -48,21 +46,22 @@ def main(args):
     from segmentation import model, preflight
     from segmentation.losses import segmentation_loss
 
-    config = configs.effective(args)
+    config, data = configs.effective(args), cli.chosen_dataset(args, train_list='train_aug')
     ids = read_list(args.train_list, '--train_list')
     check(config, len(ids))
     warn_of_shared_ids(ids, args.train_list)
     device = set_up(args, config.EXP_NAME)
-    net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN), VOC.num_classes)
+    net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN), data.classes.num_classes)
     net = to_device(net, device, args.amp)
 
     root, mask_dir = configs.located(args.voc12_root), configs.located(config.DATA_PSEUDO_GT)
-    masks = preflight.check(ids, image_folder(root), mask_dir, root / 'SegmentationClass', VOC, args.num_workers,
+    photos = data.photos(root)
+    masks = preflight.check(ids, photos, mask_dir, data.truth(root), data.classes, args.num_workers,
                             args.allow_unusual_masks)
-    print(masks.text(VOC.names))
+    print(masks.text(data.classes.names))
     jitter = (config.DATA_RANDOM_H, config.DATA_RANDOM_S, config.DATA_RANDOM_V)
     augmentation = Augmentation(config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE, jitter, config.DATA_RANDOMFLIP)
-    dataset = PseudoMasks(ids, root, mask_dir, augmentation, args.convert_rgb)
+    dataset = PseudoMasks(ids, photos, mask_dir, data.classes, augmentation, args.convert_rgb)
     check_photos(dataset, '--train_list')
 
     groups = parameter_groups(net, config.TRAIN_LR, config.TRAIN_WEIGHT_DECAY)
@@ -80,7 +79,7 @@ def main(args):
             logits = net(image)
         run.update({'loss_seg': segmentation_loss(logits.float(), mask)}, {'loss_seg': 1.})
         if run.picture_due:
-            run.log_figure('predictions', segmentation_figure(batch, logits, VOC.palette))
+            run.log_figure('predictions', segmentation_figure(batch, logits, data.classes.palette))
     run.finish()
 
 
