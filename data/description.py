@@ -91,6 +91,11 @@ def read_dataset(source):
     return data
 
 
+def trained_classes(path, names):
+    """The ClassSet of the class names that stand in the <session>.json beside weights `path`. UserError: no names."""
+    return _classes(f'{path}: its <session>.json', {'classes': names}, Path(path).stem)
+
+
 def save_description(path, **content):
     """Write a description; content: its keys, as in the file."""
     save_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110))

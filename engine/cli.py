@@ -376,7 +376,8 @@ def _as_trained(args):
     stored = runinfo.settings_of(args.weights)
     known = stored.get('baseline') if stored.get('baseline') in RECIPES else 'seam'
     args.baseline = args.baseline or known
-    if args.baseline == known and isinstance(stored.get('network'), str):
+    # Another module than the project's own is the user's to name: a file from elsewhere must not choose what code runs.
+    if args.baseline == known and str(stored.get('network')).startswith('network.'):
         args.network = args.network or stored['network']
 
 

@@ -46,18 +46,23 @@ def write_seeds(paths, image, present, cams, settings):
     palette = settings.classes.palette
     if 'cam' in paths:
         save_cams(paths['cam'], present, cams)
-    label_map, labels = seeds.label_map(present, cams, settings.background), [0, *(present + 1)]
     if 'pred' in paths:
-        save_mask(paths['pred'], label_map, palette)
+        save_mask(paths['pred'], seeds.label_map(present, cams, settings.background), palette)
     if 'crf' in paths:
-        crf_settings = replace(getattr(crf, settings.crf), iterations=settings.iterations)
-        if settings.alpha is None:
-            refined, = crf.refine_labels(image, label_map[None], labels, settings.classes.num_classes, crf_settings,
-                                         **settings.engine.options)
-        else:
-            scores = seeds.with_background(cams, seeds.alpha_background(cams, settings.alpha))
-            refined = crf.refine_probabilities(image, scores, crf_settings, **settings.engine.options)
-        save_mask(paths['crf'], crf.label_map(refined, labels), palette)
+        refined = refine_seeds(image, present, cams, settings)
+        save_mask(paths['crf'], crf.label_map(refined, [0, *(present + 1)]), palette)
+
+
+def refine_seeds(image, present, cams, settings):
+    """The CRF's marginals of the labels 0 and present + 1: float32 (1 + K, H, W). Arguments as in write_seeds."""
+    crf_settings = replace(getattr(crf, settings.crf), iterations=settings.iterations)
+    if settings.alpha is None:
+        label_map = seeds.label_map(present, cams, settings.background)
+        refined, = crf.refine_labels(image, label_map[None], [0, *(present + 1)], settings.classes.num_classes,
+                                     crf_settings, **settings.engine.options)
+        return refined
+    scores = seeds.with_background(cams, seeds.alpha_background(cams, settings.alpha))
+    return crf.refine_probabilities(image, scores, crf_settings, **settings.engine.options)
 
 
 # ---------------------------------------------------------------- Step 2: labels of AffinityNet, pseudo masks
@@ -166,7 +171,12 @@ def write_segmentation(output, name, pixels, probabilities, logits):
 
 
 def refine_segmentation(pixels, probabilities, iterations, engine=CrfEngine()):
-    """DeepLab's CRF (METHOD 7.2): probabilities float32 (C, H, W) → labels uint8 (H, W).
+    """DeepLab's CRF (METHOD 7.2): probabilities float32 (C, H, W) → labels uint8 (H, W). See refine_scores."""
+    return crf.label_map(*refine_scores(pixels, probabilities, iterations, engine))
+
+
+def refine_scores(pixels, probabilities, iterations, engine=CrfEngine()):
+    """The marginals (K, H, W) of DeepLab's CRF, and the classes (K,) whose they are.
 
     Classes that the CRF's clipping makes constant over the whole image count as absent, which leaves the result exactly
     as it is with all C labels (tool/crf.py) and costs less. No pixel can choose such a class: another is likelier.
@@ -174,5 +184,4 @@ def refine_segmentation(pixels, probabilities, iterations, engine=CrfEngine()):
     kept = np.flatnonzero(probabilities.max((1, 2)) > crf.CLIP)
     settings = replace(crf.DEEPLAB, iterations=iterations)
     absent = len(probabilities) - len(kept)
-    marginals = crf.refine_probabilities(pixels, probabilities[kept], settings, absent, **engine.options)
-    return crf.label_map(marginals, kept)
+    return crf.refine_probabilities(pixels, probabilities[kept], settings, absent, **engine.options), kept

@@ -65,19 +65,19 @@ class WorkerPool:
     """Runs functions in `workers` processes behind the loop that submits them; at most 2·workers calls wait.
 
     Use as a context: leaving it waits for all calls, and raises the first exception that a call raised. With 0 workers
-    a call runs at once.
+    a call runs at once. done: called here with the result of each call, in order.
     """
 
-    def __init__(self, workers):
-        self.workers, self.pending = workers, collections.deque()
+    def __init__(self, workers, done=lambda result: None):
+        self.workers, self.done, self.pending = workers, done, collections.deque()
         self.pool = executor(workers) if workers else None
 
     def submit(self, function, *args):
         if self.pool is None:
-            function(*args)
+            self.done(function(*args))
             return
         while len(self.pending) >= 2 * self.workers:
-            self.pending.popleft().result()
+            self.done(self.pending.popleft().result())
         self.pending.append(self.pool.submit(function, *args))
 
     def __enter__(self):
@@ -88,6 +88,6 @@ class WorkerPool:
             return
         try:
             while kind is None and self.pending:
-                self.pending.popleft().result()
+                self.done(self.pending.popleft().result())
         finally:
             self.pool.shutdown(cancel_futures=True)

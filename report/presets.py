@@ -76,11 +76,11 @@ TOY = Preset(
     contrast_train=('--crop_size', 112, '--resize_long', 96, 160, '--batch_size', 8, '--max_epoches', 6, '--lr', 0.01,
                     '--momentum', 0.9, '--picture_every', 0),
     contrast_infer=('--scales', 1, 1.5),
-    aff_train=('--crop_size', 96, '--batch_size', 8, '--max_epoches', 8, '--lr', 0.01, '--momentum', 0.9,
+    aff_train=('--crop_size', 96, '--batch_size', 8, '--max_epoches', 5, '--lr', 0.01, '--momentum', 0.9,
                '--picture_every', 0),
     aff_infer=('--beta', 16, '--logt', 4),  # maps are 16×12 cells: 64 steps of radius 5 would cover them
     segmentation_train=('--DATA_RANDOMCROP', 96, '--DATA_RANDOMSCALE', 0.8, 1.5, '--TRAIN_BATCHES', 10,
-                        '--TRAIN_ITERATION', 1000, '--TRAIN_LR', 0.01, '--TRAIN_BN_MOM', 0.05, '--picture_every', 0),
+                        '--TRAIN_ITERATION', 600, '--TRAIN_LR', 0.01, '--TRAIN_BN_MOM', 0.05, '--picture_every', 0),
     segmentation_test=('--TEST_MULTISCALE', 0.75, 1, 1.25, 1.5))
 
 # COCO 2014. No publication trains SEAM + PPC on it, so what is known of its neighbours is taken, all else is VOC's:

@@ -19,9 +19,12 @@ def pretrained(config, path, num_classes):
     return net
 
 
-def trained(config, path, num_classes):
-    """The network to test, all of it from `path`. UserError: missing file, weights of another network."""
-    state = read_weights(path)
+def trained(config, path, num_classes, state=None):
+    """The network to test, all of it from `path`. state: the tensors in that file, where they were read already.
+
+    UserError: missing file, weights of another network.
+    """
+    state = read_weights(path) if state is None else state
     found = deeplab.name_of(state)
     if found != config.network:
         raise UserError(path, f'holds {found or describe(state)}, experiment {config.EXP_NAME} needs {config.network}',

@@ -29,7 +29,7 @@ ALLOWED = {
 SCRIPTS = [
     'contrast_train.py', 'contrast_infer.py', 'eval.py', 'aff_prepare.py', 'aff_train.py', 'aff_infer.py',
     'segmentation/experiment/train.py', 'segmentation/experiment/test.py', 'segmentation/server_archive.py',
-    'reproduce.py', 'demo.py', 'ablation.py', 'voc12/prepare.py', 'coco14/prepare.py', 'toy/make.py',
+    'predict.py', 'reproduce.py', 'demo.py', 'ablation.py', 'voc12/prepare.py', 'coco14/prepare.py', 'toy/make.py',
     'toy/centred_box.py', 'toy/pretrain.py', 'benchmarks/bench.py', 'benchmarks/gpu.py']
 HEAVY = ('torch', 'torchvision', 'scipy', 'matplotlib')
 LONGEST = 50  # lines of a function
