@@ -10,6 +10,7 @@ from helpers import run_main, run_script
 from PIL import Image
 
 from data.description import read_dataset
+from data.masks import read_values
 from engine import runinfo
 from engine.files import REPO
 from network.resnet38d import ResNet38
@@ -121,7 +122,7 @@ def test_figures_published_on_voc_stand_beside_no_other_data_set():
 # ---------------------------------------------------------------- the chains
 
 @pytest.mark.long
-def test_five_classes_of_png_photos_without_ground_truth_go_through_to_the_report(five, backbone, tmp_path):
+def test_five_classes_of_png_photos_without_ground_truth_go_through_to_report_and_prediction(five, backbone, tmp_path):
     run_main('doctor', '--dataset', five / 'dataset.yaml', '--weights', backbone, '--num_workers', 0, '--out', five)
     out = tmp_path / 'run'
     small = {step: argv for step, argv in SMALL.items() if not step.endswith('_val')}
@@ -139,6 +140,12 @@ def test_five_classes_of_png_photos_without_ground_truth_go_through_to_the_repor
     page = (out / 'report.html').read_text(encoding='utf-8')
     assert 'Five shapes' in page and 'without ground truth' in page and '>cross</li>' in page
     assert 'rgb(220 60 40)' in page and page.count('<article') == 11
+    done = run_script('predict', five / 'photos', '--weights', out / 'segmentation.pth', '--dataset',
+                      five / 'dataset.yaml', '--out', tmp_path / 'masks', '--device', 'cpu', '--num_workers', 0)
+    assert done.returncode == 0, done.stderr
+    for k in range(11):  # one scale, no CRF: what the test of Step 3 calls single
+        predicted, tested = tmp_path / f'masks/photo {k}.png', out / f'segmentation_val/single/photo {k}.png'
+        np.testing.assert_array_equal(read_values(predicted)[0], read_values(tested)[0])
     again = reproduce('five/dataset.yaml', backbone, out, tmp_path, small)
     assert again.count('done already') == 8
 
