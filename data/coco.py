@@ -16,7 +16,7 @@ from tool.metrics import IGNORE
 
 FINER = 5  # sub-pixels of a side when a polygon is drawn
 LARGEST_SIDE, MOST_PIXELS = 2 ** 15, 178_956_970  # of an image: of its side, and what Pillow opens
-LONGEST_OUTLINE = 2 ** 24  # sub-pixels of a polygon; the outline of the largest image has 655,360
+LONGEST_OUTLINE = 50  # of a polygon, as a multiple of its image's own; memory grows with it
 WRONG = 'correct the JSON, or take the annotation out of it'
 
 
@@ -131,18 +131,18 @@ def _from_polygon(polygon, size):
     if not (np.abs(points) <= 2 * LARGEST_SIDE).all():
         raise ValueError('a polygon with points far outside of the image')
     x, y = np.trunc(FINER * points.reshape(-1, 2).T + .5).astype(np.int64)
-    columns, rows = _outline(x, y)
+    columns, rows = _outline(x, y, LONGEST_OUTLINE * FINER * 2 * sum(size))
     return _inside(columns, rows, size)
 
 
-def _outline(x, y):
+def _outline(x, y, most):
     """The sub-pixels along a closed polygon with the corners x, y, in order, each edge with both its ends.
 
-    ValueError: more than LONGEST_OUTLINE.
+    ValueError: more than `most`.
     """
     x2, y2 = np.roll(x, -1), np.roll(y, -1)
     steps = np.maximum(np.abs(x2 - x), np.abs(y2 - y))
-    if steps.sum() > LONGEST_OUTLINE:
+    if steps.sum() > most:
         raise ValueError('a polygon with an endless outline')
     edge = np.repeat(np.arange(len(x)), steps + 1)
     done = np.arange(len(edge)) - np.repeat(np.cumsum(steps + 1) - steps - 1, steps + 1)

@@ -3,6 +3,7 @@
 Bytes are drawn, sound files are damaged, and files are put together of the pieces of their formats, which come further.
 """
 import io
+import json
 import os
 import struct
 import tracemalloc
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data import coco
 from data.cams import read_cams
 from data.description import read_dataset
 from data.images import image_size, read_image
@@ -174,6 +176,41 @@ def test_any_json_is_read_or_gets_the_line(tmp_path, content):
     (tmp_path / 'session.json').write_bytes(content)
     assert isinstance(runinfo.stored_settings(tmp_path / 'session'), dict)
     outcome(read_loss_log, tmp_path / 'x.losses.jsonl', content)
+
+
+ODD = st.sampled_from([0, 1, 5, -1, 1.5, 7, 8, 56, 2 ** 16, 10 ** 30, float('inf'), None, True, '8252N10N1O1O6', 'ooo'])
+SEGMENTATIONS = st.recursive(
+    ODD, lambda inner: st.lists(inner, max_size=8) | st.fixed_dictionaries({'size': inner, 'counts': inner})
+    | st.fixed_dictionaries({'size': st.just([7, 8]), 'counts': inner}), max_leaves=12)
+ANNOTATIONS = st.fixed_dictionaries({
+    'image_id': st.sampled_from([1, 2, None, 'x', []]), 'category_id': st.integers(1, 2), 'segmentation': SEGMENTATIONS,
+    'iscrowd': st.integers(0, 1)})
+IMAGES = st.fixed_dictionaries({
+    'id': st.sampled_from([1, 2, 'x', []]), 'height': st.sampled_from([7, 0, -1, 1.5, 2 ** 15]),
+    'width': st.sampled_from([8, 2 ** 15, '8']),
+    'file_name': st.sampled_from(['a.jpg', '../b.jpg', '..', '/etc/x', 'a\\b.png', '', 3, 'a\0'])})
+COCO = st.fixed_dictionaries({'images': st.lists(IMAGES, max_size=2), 'annotations': st.lists(ANNOTATIONS, max_size=2),
+                              'categories': st.just([{'id': 1, 'name': 'cup'}, {'id': 2, 'name': 'fork'}])})
+
+
+@drawn
+@given(JSON.map(str.encode) | COCO.map(json.dumps).map(str.encode))
+@example(b'[' * 200_000)
+def test_any_instances_json_gives_masks_in_their_folder_or_the_line(tmp_path, content):
+    instances = outcome(coco.read_instances, tmp_path / 'instances.json', content)
+    for name, (height, width, annotations) in instances.images.items() if instances else ():
+        assert Path(os.path.normpath(tmp_path / 'masks' / f'{name}.png')).parent == tmp_path / 'masks'
+        assert name and not name.startswith('.') and not set(name) & set('/\\\0')
+        if height * width < 100:
+            outcome(lambda path, item=(annotations, (height, width)): coco.draw(*item, path), tmp_path / 'x', b'')
+
+
+@pytest.mark.parametrize('corners', [10, 300, 2000])
+def test_an_outline_of_any_length_takes_little_memory(tmp_path, corners):
+    polygon = [0, 0, 2 ** 16, 2 ** 16] * corners
+    assert bounded(lambda path: coco.region_of([polygon], (7, 8), path), tmp_path / 'x', bytes(2 ** 22)) is None
+    whole = [0, 0, 640, 0, 640, 480, 0, 480]
+    assert coco.region_of([whole], (480, 640), 'x').all()
 
 
 # ---------------------------------------------------------------- .npy
