@@ -36,7 +36,7 @@ from voc12.classes import VOC
 from voc12.prepare import read_names
 
 SLACK = 2 ** 22  # bytes that a reader may take for itself, however small the file
-EXAMPLES = int(os.environ.get('EXAMPLES', 80))
+EXAMPLES = int(os.environ.get('EXAMPLES', 40))
 drawn = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
                  suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
                                         HealthCheck.data_too_large])
