@@ -5,9 +5,10 @@ import functools
 import sys
 from pathlib import Path
 
-from engine import distributed, machine, process
+from engine import distributed, machine, process, runinfo
 from engine.errors import UserError
 from engine.files import REPO
+from network import names
 from tool.crf import ENGINES
 from tool.recipes import RECIPES, TERMS, Recipe
 
@@ -273,10 +274,55 @@ def add_run_flags(parser):
     add_switch(parser, '--overwrite', 'start anew although <session>.ckpt exists')
 
 
+# ---------------------------------------------------------------- networks
+
+def backbone(value):
+    """The name of a backbone (argparse type)."""
+    if not names.known(value):
+        raise argparse.ArgumentTypeError(f'{value!r} is unknown; give {names.CHOICES}')
+    return value
+
+
+def add_backbone_flags(parser, script):
+    """--backbone, --stride of a script with --network. Not given they stay None until choose_backbone fills them in."""
+    default = names.PUBLISHED if script == 'train' else f'that of <session>.json beside --weights, or {names.PUBLISHED}'
+    parser.add_argument('--backbone', type=backbone, before=names.PUBLISHED,
+                        help=f'{names.CHOICES}, with the heads of the published network ({default})')
+    parser.add_argument('--stride', type=int, choices=names.STRIDES, before=names.STRIDES[0],
+                        help="pixels of the image per cell of the backbone's features; 16 takes a quarter of the time "
+                             f'and memory of the last layers ({names.STRIDES[0]})')
+
+
+def choose_backbone(args, network, stored=False):
+    """Fill in args.network, args.backbone and args.stride: as given, else the published ones.
+
+    network: the step's published network, or the recipe's. stored: what <session>.json beside --weights says comes
+    before these. UserError: --network beside --backbone or --stride; a stride that ResNet-38 has not.
+    """
+    for flag in ('backbone', 'stride'):
+        if args.network is not None and getattr(args, flag) is not None:
+            raise UserError('--network', f'is given together with --{flag}', 'give one of the two')
+    found = runinfo.stored_settings(args.weights.removesuffix('.pth')) if stored and args.network is None else {}
+    if args.backbone is None:
+        args.backbone = found.get('backbone') or names.PUBLISHED
+        args.stride = args.stride or found.get('stride')
+    args.stride = args.stride or names.STRIDES[0]
+    args.network = network if args.network is None else args.network
+    if args.backbone == names.PUBLISHED and args.stride != names.STRIDES[0]:
+        raise UserError('--stride', f'{names.PUBLISHED} has stride {names.STRIDES[0]} alone',
+                        'leave it out, or choose another --backbone')
+
+
+def network_in_words(args):
+    """The network of a script's flags in one text, for what says how files were made."""
+    return args.network if args.backbone == names.PUBLISHED else names.in_words(args.backbone, args.stride)
+
+
 # ---------------------------------------------------------------- recipes
 
 def add_recipe_flags(parser, script):
-    """--baseline, --background_last, and a flag for every setting of a Recipe that `script` ('train', 'infer') reads.
+    """--baseline, --background_last, --backbone, --stride, and a flag for every setting of a Recipe that `script`
+    ('train', 'infer') reads.
 
     Flags that are not given stay None until chosen_recipe fills in the baseline's values.
     """
@@ -285,6 +331,7 @@ def add_recipe_flags(parser, script):
                              + ', '.join(f'{recipe.name} ({recipe.title})' for recipe in RECIPES.values()))
     add_switch(parser, '--background_last', '--weights are of published EPS without contrast, where background is the '
                                             'last channel (its files with contrast are recognised)')
+    add_backbone_flags(parser, script)
     for field in recipe_settings(script):
         bounds = {key: field.metadata[key] for key in ('low', 'high', 'above')}
         kind = text if field.metadata['kind'] is str else number(field.metadata['kind'], **bounds)
@@ -320,6 +367,7 @@ def chosen_recipe(args, script):
     may always be given.
     """
     recipe = RECIPES[args.baseline]
+    choose_backbone(args, recipe.network, stored=script == 'infer')
     changes = {}
     for field in recipe_settings(script):
         changes[field.name] = _resolve(args, field.name, getattr(recipe, field.name))

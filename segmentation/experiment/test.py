@@ -47,10 +47,11 @@ def main(args):
     from engine.device import set_up, to_device
     from segmentation import inference, model
 
-    config = configs.effective(args)
+    weights = Path(args.weights or f'{configs.effective(args).EXP_NAME}.pth')
+    config = configs.effective(args, weights)
     device = set_up(args)
     engine = chosen_engine(args.crf_engine, device)
-    root, weights = configs.located(args.voc12_root), Path(args.weights or f'{config.EXP_NAME}.pth')
+    root = configs.located(args.voc12_root)
     list_name = args.infer_list or f'voc12/{args.split}.txt'
     ids = read_list(list_name, '--infer_list')
     gt_dir = Path(args.gt_dir) if args.gt_dir else root / 'SegmentationClass'
@@ -85,8 +86,8 @@ def folders(out_dir, split):
 
 def what_decides(args, config, weights):
     """The settings that the predictions depend on, as a JSON-ready dict."""
-    return {'kind': 'predictions', 'experiment': args.experiment, 'network': config.network, 'weights': str(weights),
-            'weights_sha256': runinfo.digest(weights), 'scales': list(config.TEST_MULTISCALE),
+    return {'kind': 'predictions', 'experiment': args.experiment, 'network': config.network_in_words,
+            'weights': str(weights), 'weights_sha256': runinfo.digest(weights), 'scales': list(config.TEST_MULTISCALE),
             'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine, 'amp': args.amp}
 
 
