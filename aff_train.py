@@ -20,7 +20,7 @@ SMALLEST_CROP = 5  # cells a side, the least that hold pairs
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--network', help=f'module whose class Net is trained ({NETWORK})')
+    parser.add_argument('--network', before=NETWORK, help=f'module whose class Net is trained ({NETWORK})')
     cli.add_backbone_flags(parser, 'train')
     cli.add_image_flags(parser)
     parser.add_argument('--la_crf_dir', required=True, help="aff_prepare.py's folder of the low alpha (4.00)")

@@ -1,6 +1,7 @@
 """Run the whole chain, Step 1 to 3, on PASCAL VOC 2012: the README's commands, then a table of measured figures.
 
     python reproduce.py --baseline seam --voc12_root VOC2012 --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
+    python reproduce.py --preset laptop --voc12_root VOC2012          (`make laptop`: small images of six classes)
 
 Reads  --voc12_root (the devkit), --weights, with --baseline eps --saliency_dir and --deeplab_weights.
 Writes all into --out: what each step makes, log/<step>.log, and report.html, a page that opens without a network.
@@ -14,6 +15,7 @@ from engine import cli, files
 from engine.errors import UserError
 from report import chain, pipeline
 from report.pipeline import portable
+from report.presets import PRESETS
 from tool.recipes import RECIPES
 from voc12.classes import VOC
 
@@ -22,15 +24,17 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--baseline', choices=RECIPES, default='seam', help='network, losses and settings')
     parser.add_argument('--voc12_root', default='VOC2012', help='folder of the VOC devkit (holds JPEGImages/)')
-    parser.add_argument('--weights', required=True, help='ImageNet ResNet-38 that Steps 1, 2 start from')
+    parser.add_argument('--preset', choices=[name for name, preset in PRESETS.items() if not preset.images],
+                        help='settings of report/presets.py in place of the published ones')
+    parser.add_argument('--weights', help="ImageNet backbone of Steps 1, 2 (with --preset, the preset's)")
     parser.add_argument('--deeplab_weights', help='backbone of Step 3 (--weights unless given; a ResNet-101 for eps)')
     experiments = ', '.join(f'{recipe.name}: {recipe.experiment}' for recipe in RECIPES.values())
     parser.add_argument('--experiment', help=f'settings of Step 3 ({experiments})')
     parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png (for EPS only)')
     cli.add_switch(parser, '--masks_crf', "train Step 3 on the random walk's masks after the CRF (where there is one)",
                    default=True)
-    parser.add_argument('--lists', default='voc12', help='folder for the lists and image-level labels')
-    parser.add_argument('--out', help='folder of the run (runs/reproduce_<baseline> unless given)')
+    parser.add_argument('--lists', help='folder for lists and labels (voc12; <out>/lists with --preset)')
+    parser.add_argument('--out', help='folder of the run (runs/reproduce_<baseline>; runs/<preset>_<baseline>)')
     parser.add_argument('--from', dest='start', metavar='STEP',
                         help='do this step and all after it anew; take those before it as done')
     parser.add_argument('--add', action='append', default=[], metavar='"STEP ARGUMENTS"',
@@ -44,21 +48,61 @@ def main(args):
     # Imported here, because --help need not wait for matplotlib.
     from report import page
 
-    recipe = RECIPES[args.baseline]
+    recipe, preset = RECIPES[args.baseline], PRESETS.get(args.preset)
+    choose(args, preset)
     if not args.dry_run:
         check(args, recipe)
-    paths = chain.Paths(
-        weights=portable(args.weights), out=portable(args.out or files.REPO / 'runs' / f'reproduce_{args.baseline}'),
-        voc12_root=portable(args.voc12_root), lists='voc12' if args.lists == 'voc12' else portable(args.lists),
-        deeplab_weights=portable(args.deeplab_weights or ''), saliency_dir=portable(args.saliency_dir or ''),
-        experiment=args.experiment or '', masks_crf=args.masks_crf)
-    steps = chain.chain(recipe, paths, added_arguments(args.add), chain.shared_flags(args),
-                        chain.machine(args))
+    paths = paths_of(args, preset)
+    shared = chain.shared_flags(args), chain.machine(args)
+    extra = added_arguments(args.add, preset.extra(recipe) if preset else {})
+    steps = chain.chain(recipe, paths, extra, *shared)
+    if preset:  # published figures are of other settings: what they mean here, a box says
+        steps[1:1] = chain.box_steps(paths)
     pipeline.run_steps(steps, files.REPO / paths.under('log'), args.dry_run, args.start)
     if not args.dry_run:
         os.chdir(files.REPO)  # where the paths count from
-        title = f'{recipe.title} on {VOC.name}'
-        page.publish(chain.report_input(recipe, paths, steps, title), paths.under('report.html'), VOC)
+        page.publish(describe(recipe, preset, paths, steps), paths.under('report.html'), VOC)
+
+
+def choose(args, preset):
+    """Fill in what the preset decides where no flag does. UserError: no weights, a baseline without settings."""
+    if preset and args.baseline not in preset.background:
+        raise UserError('--baseline', f'--preset {preset.name} has no settings for {args.baseline}',
+                        f'choose {" or ".join(preset.background)}')
+    if not preset and not args.weights:
+        raise UserError('--weights', 'is missing', 'give it; the README says where to get it')
+    if preset:
+        args.weights = args.weights or preset.weights_file()
+        args.experiment = args.experiment or preset.experiment
+    name = f'{args.preset or "reproduce"}_{args.baseline}'
+    args.out = portable(args.out or files.REPO / 'runs' / name)
+    if args.lists in (None, 'voc12'):
+        args.lists = f'{args.out}/lists' if preset else 'voc12'
+    else:
+        args.lists = portable(args.lists)
+
+
+def paths_of(args, preset):
+    """The chain.Paths of the flags."""
+    of_preset = {'alphas': preset.alphas, 'only': preset.lists} if preset else {}
+    return chain.Paths(
+        weights=portable(args.weights), out=args.out, voc12_root=portable(args.voc12_root),
+        lists=args.lists,
+        deeplab_weights=portable(args.deeplab_weights or ''), saliency_dir=portable(args.saliency_dir or ''),
+        experiment=args.experiment or '', masks_crf=args.masks_crf, **of_preset)
+
+
+def describe(recipe, preset, paths, steps):
+    """The description of the run for report/page.py."""
+    if not preset:
+        return chain.report_input(recipe, paths, steps, f'{recipe.title} on {VOC.name}')
+    title = f'{recipe.title} on {len(preset.classes) - 1} classes of {VOC.name}'
+    note = f'Means over {", ".join(preset.classes)}: no figure of {VOC.name} as papers report it.'
+    description = chain.report_input(recipe, paths, steps, title, [note])
+    # Published figures are of all classes and other settings: next to these they would mislead.
+    description['rows'] = [{**row, 'published': None, 'classes': preset.classes}
+                           for row in (chain.box_row(recipe, paths), *description['rows'])]
+    return description
 
 
 def check(args, recipe):
@@ -77,9 +121,9 @@ def check(args, recipe):
                         'leave it out, or add --baseline eps')
 
 
-def added_arguments(texts):
-    """{step: arguments} of the --add flags."""
-    extra = {}
+def added_arguments(texts, preset):
+    """{step: arguments} of the preset and, after them, of the --add flags."""
+    extra = {name: list(argv) for name, argv in preset.items()}
     for text in texts:
         name, *argv = shlex.split(text) or ['']
         extra.setdefault(name, []).extend(argv)

@@ -19,7 +19,8 @@ class Paths:
     weights: pretrained backbone of Step 1 and 2. out: the run's folder. lists: folder of the lists and cls_labels.npy.
     deeplab_weights: pretrained backbone of Step 3 ('': weights). saliency_dir: saliency maps, where a recipe learns
     from them. experiment: Step 3's experiment ('': the recipe's). masks_crf: train Step 3 on the random walk's masks
-    after the CRF (as the published README has it) or before; a recipe without Step 2 takes the CRF's masks.
+    after the CRF (as the published README has it) or before; a recipe without Step 2 takes the CRF's masks. only:
+    folder of the ids that the lists are limited to ('': none).
     """
     weights: str
     out: str
@@ -30,6 +31,7 @@ class Paths:
     experiment: str = ''
     masks_crf: bool = True
     alphas: tuple = (4, 24)
+    only: str = ''
 
     def under(self, name):
         """A path in the run's folder."""
@@ -135,7 +137,7 @@ def seed_steps(recipe, paths):
              '--session_name', session, *saliency, *training_lists(paths), *label_flag(paths),
              '--tblog_dir', paths.under('tblog'), '--resume')
     return [
-        Step('prepare', ('voc12/prepare.py', *root, *out, *saliency),
+        Step('prepare', ('voc12/prepare.py', *root, *out, *saliency, *(('--only', paths.only) if paths.only else ())),
              leaves=(*map(paths.list, ('train', 'train_aug', 'val')), f'{paths.lists}/cls_labels.npy')),
         Step('contrast_train', train, ('prepare',), makes=(f'{session}.*',), leaves=(f'{session}.pth',)),
         infer_step('contrast_infer', recipe, paths, 'train_aug', ''),
@@ -160,6 +162,19 @@ def eval_step(name, paths, split, predict_dir, after, kind='png'):
             '--gt_dir', f'{paths.voc12_root}/SegmentationClass', '--comment', name.removeprefix('eval_'),
             '--type', kind, '--logfile', paths.under(f'scores/{name}.txt'))
     return Step(name, argv + (('--curve', 'True') if kind == 'npy' else ()), (after,))
+
+
+def box_steps(paths):
+    """A centred box of a class of each image's label, what seeds must beat without a network, and its score."""
+    argv = ('toy/centred_box.py', '--list', paths.list('train'), '--voc12_root', paths.voc12_root,
+            '--cls_labels', f'{paths.lists}/cls_labels.npy', '--out', paths.under('box'))
+    return [Step('box', argv, ('prepare',), makes=(paths.under('box'),)),
+            eval_step('eval_box', paths, 'train', paths.under('box'), 'box')]
+
+
+def box_row(recipe, paths):
+    """The row of that score."""
+    return row(recipe, paths, 'box', 'train', 'eval_box', 'fixed', 'A centred box, no network')
 
 
 # ---------------------------------------------------------------- Step 2
