@@ -31,13 +31,17 @@ def read_cams(path, num_foreground, size=None):
     if not value:
         return np.zeros(0, np.int64), np.zeros((0, *(size or (0, 0))), np.float32)
     try:
-        present = np.array(sorted(int(key) for key in value), np.int64)
-        cams = np.stack([np.asarray(value[key], np.float32) for key in sorted(value, key=int)])
-    except (ValueError, TypeError) as error:
+        maps = {int(key): item for key, item in value.items()}
+        present = sorted(maps)
+        # Compared before the maps are put together: there may be any number of them.
+        fits = len(maps) == len(value) and 0 <= present[0] and present[-1] < num_foreground
+        cams = np.stack([np.asarray(maps[key], np.float32) for key in present[:num_foreground]])
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(path, f'holds no CAMs of one shape ({error})', REDO) from error
-    if present[0] < 0 or present[-1] >= num_foreground or cams.ndim != 3:
-        raise UserError(path, f'classes {present.tolist()} of shape {cams.shape[1:]} do not fit {num_foreground} '
+    if not fits or cams.ndim != 3:
+        raise UserError(path, f'classes {str(list(value))[:200]} of shape {cams.shape[1:]} do not fit {num_foreground} '
                               'classes', REDO)
+    present = np.array(present, np.int64)
     if len(present) > 1 and present[0] == 0 and are_probabilities(cams):
         raise UserError(path, "holds class probabilities, with the background as 0, as aff_prepare.py's CRF writes "
                               'them, no CAMs', "give the folder of contrast_infer.py's --out_cam")
@@ -54,7 +58,10 @@ def _of_irn(path, value):
     if 'high_res' not in value:
         raise UserError(path, f"is in IRN's layout ({', '.join(map(str, value))}) without 'high_res', the CAMs at the "
                               'size of the image', 'save them as high_res, or as a dict {class 0..: float32 (H, W)}')
-    keys, maps = np.asarray(value['keys']).reshape(-1), np.asarray(value['high_res'])
+    try:
+        keys, maps = np.asarray(value['keys']).reshape(-1), np.asarray(value['high_res'])
+    except ValueError as error:
+        raise UserError(path, f"is in IRN's layout, but its parts are no arrays ({error})", REDO) from error
     if keys.dtype.kind not in 'iu' or len(set(keys.tolist())) != len(keys) or maps.shape[:1] != keys.shape:
         raise UserError(path, f"is in IRN's layout, but its {len(keys)} keys do not fit high_res of shape {maps.shape}",
                         'save one map a key')

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.lists import is_id
 from data.masks import save_mask
 from engine.errors import UserError
 from tool.metrics import IGNORE
@@ -55,8 +56,11 @@ def read_instances(path):
 
 
 def _stem(file_name):
-    """The id of an image: its file's name without folder and ending."""
-    return Path(file_name.replace('\\', '/')).stem
+    """The id of an image: its file's name without folder and ending. ValueError: it names no file."""
+    name = Path(file_name.replace('\\', '/')).stem
+    if not is_id(name):
+        raise ValueError(f'the file name {file_name!r} names no file')
+    return name
 
 
 def _few(annotation):

@@ -15,6 +15,7 @@
 Paths count from the file's folder, those of images and ground_truth from root; absolute ones stand as they are. The
 data sets that come with the project are such files, <name>/dataset.yaml.
 """
+import collections
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ KEYS = ('name', 'classes', 'root', 'images', 'extensions', 'lists', 'labels', 'g
         'palette')
 LISTS = ('train', 'train_aug', 'val', 'test')
 EXTENSIONS = (*SUFFIXES, '.bmp', '.tif', '.tiff', '.webp')
-LARGEST = 2 ** 20  # bytes of a description; COCO's 80 classes take two thousand
+LARGEST = 2 ** 16  # bytes of a description; COCO's 80 classes take two thousand
 MOST_CLASSES = 254  # labels 1..254 of 8-bit masks, whose 0 is background and 255 is "ignore"
 LONGEST_NAME = 100  # characters
 SEE = 'see docs/OWN_DATA.md'
@@ -113,10 +114,10 @@ class _Loader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise ValueError(f'has the key {twice} twice')
+        keys = collections.Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, times in keys.items() if times > 1]
+        if twice:
+            raise ValueError(f'has the key {twice[0]} twice')
         return super().construct_mapping(node, deep)
 
 
@@ -213,6 +214,8 @@ def _extensions(source, content):
 def _classes(source, content, default_name):
     """The ClassSet of a description."""
     names = _texts(source, content, 'classes')
+    if len(names) > MOST_CLASSES:
+        raise UserError(source, f'has {len(names)} classes', f'name at most {MOST_CLASSES}: masks have 8 bits')
     for name in names:
         if name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
             raise UserError(source, f'the class {name[:LONGEST_NAME]!r} is no plain name', 'write a short word or two')
@@ -220,8 +223,6 @@ def _classes(source, content, default_name):
             raise UserError(source, f'lists the class {name} twice', 'name each class once')
     if 'background' in names:
         raise UserError(source, 'lists background as a class', 'leave it out: it is label 0 of every data set')
-    if len(names) > MOST_CLASSES:
-        raise UserError(source, f'has {len(names)} classes', f'name at most {MOST_CLASSES}: masks have 8 bits')
     name = _text(source, 'name', content.get('name', default_name))
     return ClassSet(name, tuple(names), _palette(source, content, names), _stored(source, content, names))
 

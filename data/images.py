@@ -13,6 +13,8 @@ from engine.errors import UserError
 
 MIN_SIDE = 8  # pixels, the stride of the networks: a smaller image has no feature map
 SUFFIXES = ('.jpg', '.jpeg', '.png')  # of photos, in any case; where an id has several, the first of this order counts
+# What is read, whatever a file is called. Of Pillow's other formats some start programs: PostScript Ghostscript.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM', 'JPEG2000')
 BLANK = 3  # grey levels: a photo whose channels all deviate less from their mean shows nothing
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
@@ -129,7 +131,7 @@ def opened_image(path):
     Where there is no such file, one whose name looks the same (found_files) is opened.
     """
     try:
-        with Image.open(path if os.path.exists(path) else _same_name(path)) as image:
+        with Image.open(path if os.path.exists(path) else _same_name(path), formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
         raise UserError(path, 'image not found', 'check the list and the data folder') from None

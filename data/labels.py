@@ -110,4 +110,4 @@ def labels_of(ids, labels, path):
 def _number(name):
     """The whole number that stands for an id of digits and underscores in IRN's files, as text; '' for other ids."""
     digits = name.replace('_', '')
-    return str(int(digits)) if digits.isascii() and digits.isdigit() else ''
+    return digits.lstrip('0') or '0' if digits.isascii() and digits.isdigit() else ''

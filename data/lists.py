@@ -10,6 +10,11 @@ from engine.errors import UserError
 from engine.files import repo_path, save_text
 
 
+def is_id(name):
+    """Whether a text names a file in its folder, whatever ending is added: not hidden, not empty, no path."""
+    return bool(name.strip()) and not name.startswith('.') and not set(name) & set('/\\\0')
+
+
 def save_list(path, ids, with_mask=()):
     """Write a list, in the published form for those ids that are in `with_mask`, else the id alone."""
     save_text(path, ''.join(f'/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n' if i in with_mask else f'{i}\n'
@@ -42,13 +47,19 @@ def image_id(line, path):
     without its ending.
 
     Published: the characters [-15:-4], which fits VOC's eleven-character ids only.
-    UserError: a path that does not begin with /. It cannot be an id, which is a file's name.
+    UserError: a path that does not begin with /. It cannot be an id, which is a file's name. An id that would name a
+    hidden file, a folder or no file at all.
     """
     if not line.startswith('/'):
         if '/' in line or '\\' in line:
             raise UserError(path, f'the line {line!r} is neither an id nor a path that begins with /',
                             'write the ids alone, or /JPEGImages/<id>.jpg')
-        return line
-    name = re.split(r'\s+/', line)[0].rsplit('/', 1)[-1]
-    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), '')
-    return name[:len(name) - len(suffix)]
+        name = line
+    else:
+        name = re.split(r'\s+/', line)[0].rsplit('/', 1)[-1]
+        suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), '')
+        name = name[:len(name) - len(suffix)]
+    if not is_id(name):
+        raise UserError(path, f'the line {line[:100]!r} names no image', 'write an id, the name of a file without its '
+                                                                          'ending')
+    return name

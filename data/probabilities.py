@@ -29,14 +29,19 @@ def read_probabilities(path, num_classes, size=None):
     """
     value = read_npy(path)
     if not isinstance(value, dict):
-        value = dict(enumerate(value)) if np.ndim(value) == 3 and len(value) == num_classes else {}
+        fits = isinstance(value, np.ndarray) and value.ndim == 3 and len(value) == num_classes
+        value = dict(enumerate(value)) if fits else {}
     try:
-        labels = np.array(sorted(int(key) for key in value), np.int64)
-        scores = np.stack([np.asarray(value[key]) for key in sorted(value, key=int)])
-    except (ValueError, TypeError) as error:
+        maps = {int(key): item for key, item in value.items()}
+        labels = sorted(maps)
+        fits = len(maps) == len(value) and labels[0] == 0 and labels[-1] < num_classes
+        scores = np.stack([np.asarray(maps[label]) for label in labels[:num_classes]])
+    except (ValueError, TypeError, OverflowError, IndexError) as error:
         raise UserError(path, f'holds no class probabilities of one shape ({error})', REDO) from error
-    if labels[0] != 0 or labels[-1] >= num_classes or scores.ndim != 3 or scores.dtype.kind != 'f':
-        raise UserError(path, f'labels {labels.tolist()} of shape {scores.shape[1:]} are no class probabilities', REDO)
+    if not fits or scores.ndim != 3 or scores.dtype.kind != 'f':
+        raise UserError(path, f'labels {str(list(value))[:200]} of shape {scores.shape[1:]} are no class probabilities',
+                        REDO)
+    labels = np.array(labels, np.int64)
     if not are_probabilities(scores):
         raise UserError(path, 'holds scores that do not add up to 1, such as CAMs, no class probabilities',
                         "give a folder of aff_prepare.py's --out_crf")
@@ -48,7 +53,7 @@ def read_probabilities(path, num_classes, size=None):
 def are_probabilities(scores):
     """Whether scores (K, H, W) can be the probabilities of an image's classes: CAMs are near 0 or above 1 together."""
     total = scores.sum(0, dtype=np.float32)
-    return bool(SUM[0] <= total.min() and total.max() <= SUM[1])
+    return bool(total.size and SUM[0] <= total.min() and total.max() <= SUM[1])
 
 
 def check_alphas(ids, low_dir, high_dir, num_classes):

@@ -106,12 +106,12 @@ def save_json(path, value):
 
 
 def read_json(path, remedy):
-    """The content of a JSON file; None where the file does not exist. UserError, with `remedy`: damaged."""
+    """The content of a JSON file; None where the file does not exist. UserError, with `remedy`: damaged, no file."""
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(path, f'is no JSON ({error})', remedy) from error
 
 

@@ -17,10 +17,10 @@ def read_loss_log(path):
     """
     rows = []
     with contextlib.suppress(FileNotFoundError):
-        for text in Path(path).read_text(encoding='utf-8').splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for text in Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(text))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and 'step' in row]
 
 
 class LossLog:

@@ -29,7 +29,7 @@ def describe(settings, device=None, **extra):
 def stored_settings(session):
     """The settings in <session>.json, which a training run writes; {} where there is none that can be read."""
     path = Path(f'{session}.json')
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         info = json.loads(path.read_text(encoding='utf-8'))
         return info['settings'] if isinstance(info, dict) and isinstance(info.get('settings'), dict) else {}
     return {}

@@ -15,6 +15,7 @@ import numpy as np
 from engine import torch_pickle
 
 MAX_DIMS = 32
+FOLDED = 4  # objects a byte, at most; one that does not recur takes a byte or more
 
 
 class _Dtype:
@@ -108,25 +109,41 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-def _plain(value, done):
-    """`value` with arrays in place of the stand-ins. done: {id of an object: its result}, because objects can recur."""
-    if id(value) in done:
-        return done[id(value)]
-    if isinstance(value, _Array):
-        result = value.value
-        if isinstance(result, np.ndarray) and result.dtype.hasobject:
-            for index in np.ndindex(result.shape):
-                result[index] = _plain(result[index], done)
-    elif isinstance(value, dict):
-        result = {_plain(key, done): _plain(item, done) for key, item in value.items()}
-    elif isinstance(value, (list, tuple, set)):
-        result = type(value)(_plain(item, done) for item in value)
-    else:
-        result = value
-    if not isinstance(result, _PLAIN):
-        raise pickle.UnpicklingError(f'it holds a {type(result).__name__}')
-    done[id(value)] = result
-    return result
+class _Plain:
+    """A call gives a value with arrays in place of the stand-ins.
+
+    Objects can recur, so that a list of two of the same list of two … unfolds to more than any memory holds, once it
+    becomes an array. More than `most` objects, each counted where it recurs, are refused.
+    """
+
+    def __init__(self, most):
+        self.most, self.done = most, {}  # done: {id of an object: its result and the number of objects in it}
+
+    def __call__(self, value):
+        if id(value) not in self.done:
+            self.done[id(value)] = self.convert(value)
+        return self.done[id(value)][0]
+
+    def convert(self, value):
+        result, parts = value, []
+        if isinstance(value, _Array):
+            result = value.value
+            if isinstance(result, np.ndarray) and result.dtype.hasobject:
+                parts = result.ravel().tolist()
+                for index in np.ndindex(result.shape):
+                    result[index] = self(result[index])
+        elif isinstance(value, dict):
+            parts = [*value.keys(), *value.values()]
+            result = {self(key): self(item) for key, item in value.items()}
+        elif isinstance(value, (list, tuple, set)):
+            parts = value
+            result = type(value)(self(item) for item in value)
+        if not isinstance(result, _PLAIN):
+            raise pickle.UnpicklingError(f'it holds a {type(result).__name__}')
+        count = 1 + sum(self.done[id(part)][1] for part in parts)
+        if count > self.most:
+            raise pickle.UnpicklingError('it unfolds to more objects than it holds')
+        return result, count
 
 
 def load(file):
@@ -139,4 +156,4 @@ def load(file):
     """
     data = file.read()
     torch_pickle.check_memo(io.BytesIO(data), len(data))
-    return _plain(_Unpickler(io.BytesIO(data), encoding='latin1').load(), {})
+    return _Plain(FOLDED * len(data))(_Unpickler(io.BytesIO(data), encoding='latin1').load())

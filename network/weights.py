@@ -4,6 +4,7 @@ A file is never loaded in part without a word (published: strict=False hid wrong
 """
 import collections
 import importlib
+import io
 import pickletools
 import re
 import zipfile
@@ -85,14 +86,17 @@ def _read_torch(path):
     `_orig_mod.` (torch.compile), and `model.` or `net.` where all names begin with it (Lightning).
     """
     try:
-        with torch.serialization.safe_globals(_stand_ins(path)):
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
+        # The older format is read from memory: a file's read(n) takes n bytes, whatever the file holds.
+        older = None if zipfile.is_zipfile(path) else path.read_bytes()
+        with torch.serialization.safe_globals(_stand_ins(path, older)):
+            loaded = torch.load(path if older is None else io.BytesIO(older), map_location='cpu', weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch.load raises many exception types on files it did not write
         raise UserError(path, f'not a file of PyTorch weights ({_reason(error)})',
                         'give a .pth, .ckpt or .params') from error
     state = {_unwrapped(key): value for key, value in _state_in(path, loaded).items()}
+    _refuse_unsound(path, state)
     for word in ('model.', 'net.'):
         if all(key.startswith(word) for key in state):
             state = {key.removeprefix(word): value for key, value in state.items()}
@@ -100,13 +104,31 @@ def _read_torch(path):
             for key, value in state.items()}
 
 
-def _stand_ins(path):
-    """[(stand-in, name)] for the classes and functions that a PyTorch file names and torch's reader refuses."""
-    if zipfile.is_zipfile(path):
+def _refuse_unsound(path, state):
+    """UserError for tensors that are not numbers one after the other, or that unfold to more than their file can hold,
+    as a view of one number a million times over does when it is turned into float32."""
+    for key, value in state.items():
+        if value.layout is not torch.strided or value.device.type != 'cpu' or value.is_quantized:
+            raise UserError(path, f'{key} is a tensor without plain numbers (sparse, quantised or meta)',
+                            'save it as a plain one')
+    if sum(value.numel() for value in state.values()) > path.stat().st_size:  # a number takes a byte or more
+        raise UserError(path, 'its tensors have more numbers than it holds', 'save copies of the tensors, not views')
+
+
+def _stand_ins(path, older):
+    """[(stand-in, name)] for the classes and functions that a PyTorch file names and torch's reader refuses.
+
+    older: the bytes of a file in the older format, None for an archive. ValueError: a packed archive, which may unfold
+    to any size; torch.save packs nothing.
+    """
+    if older is None:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError('a packed archive')
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     else:
-        with open(path, 'rb') as file:  # the older format: five pickles (the fourth is the content), then numbers
-            operations = [operation for _ in range(5) for operation in pickletools.genops(file)]
+        file = io.BytesIO(older)  # five pickles (the fourth is the content), then numbers
+        operations = [operation for _ in range(5) for operation in pickletools.genops(file)]
         names = {argument.replace(' ', '.').replace('__builtin__', 'builtins')
                  for code, argument, _ in operations if code.name == 'GLOBAL'}
     return [(_Unread if name.startswith('numpy.') else _Fields, name) for name in names]

@@ -103,7 +103,8 @@ def test_steps_2_and_3_train_and_infer(seeds, toy, tmp_path):
     scores = json.loads((tmp_path / 'val' / 'scores.json').read_text())
     assert scores['run']['network'].startswith(f'deeplabv1_{name}')
     photo = next(toy.root.glob('JPEGImages/*'))
-    run_main('predict', '--weights', tmp_path / 'deeplab.pth', photo, '--out', tmp_path / 'of_deeplab', '--device', 'cpu')
+    run_main('predict', '--weights', tmp_path / 'deeplab.pth', photo, '--out', tmp_path / 'of_deeplab',
+             '--device', 'cpu')
     run_main('predict', '--weights', folder / 'net.pth', photo, '--out', tmp_path / 'of_cams', '--device', 'cpu',
              '--classes', 'cat')
     for out in ('of_deeplab', 'of_cams'):

@@ -29,6 +29,7 @@ from engine.errors import UserError
 from voc12.classes import VOC
 
 VOC_COUNTS = {'train': 1464, 'val': 1449, 'train_aug': 10582, 'test': 1456}  # ids in the full VOC 2012 with SBD
+LONGEST, DEEPEST = 1000, 100  # of an annotation: characters of a name that are looked at, levels of elements
 TEST_HINT = 'it comes with the archive of the VOC 2012 test images'
 
 
@@ -95,11 +96,38 @@ def mask_ids(root):
 
 # ---------------------------------------------------------------- labels
 
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Builds the tree of a plain XML file; refuses a DOCTYPE, whose entities can fill memory or read other files."""
+class _ObjectNames:
+    """What ElementTree's parser calls: collects the text of each object's first name, without keeping a tree.
+
+    Refuses a DOCTYPE, whose entities can fill memory or read other files.
+    """
+
+    def __init__(self):
+        self.depth, self.in_object, self.reading, self.names = 0, False, False, []
+
+    def start(self, tag, attributes):
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError(f'its elements are nested more than {DEEPEST} deep')
+        if self.depth == 2:
+            self.in_object = tag == 'object'
+            self.names += [None] * self.in_object
+        self.reading = self.depth == 3 and self.in_object and tag == 'name' and self.names[-1] is None
+        if self.reading:
+            self.names[-1] = ''
+
+    def data(self, text):
+        if self.reading and len(self.names[-1]) < LONGEST:
+            self.names[-1] += text[:LONGEST]
+
+    def end(self, tag):
+        self.depth, self.reading = self.depth - 1, False
 
     def doctype(self, name, public_id, system):
         raise ValueError('it has a DOCTYPE, which no VOC annotation has')
+
+    def close(self):
+        return [(name or '').strip() for name in self.names]
 
 
 def read_names(path):
@@ -108,10 +136,9 @@ def read_names(path):
     UserError: malformed XML, a DOCTYPE.
     """
     try:
-        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+        return ElementTree.parse(path, ElementTree.XMLParser(target=_ObjectNames())).getroot()
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(path, f'annotation cannot be read ({error})', 'replace the file') from error
-    return [(thing.findtext('name') or '').strip() for thing in root.findall('object')]
 
 
 def read_all_labels(ids, folder, classes):
