@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from data.lists import read_list
+from data.masks import BINARY
 from engine import cli, files
 from engine.errors import UserError
 from engine.evaluation import absent_text, evaluate_cams, evaluate_masks
@@ -135,6 +136,8 @@ def as_text(summary, result):
         lines.append(f'best on this ground truth: background score {best["threshold"]:.2f}, an upper bound{edge}')
     lines.append(f'{100 * result.ignored:.2f}% of the pixels are left out of the score: their ground truth is '
                  f'{metrics.IGNORE}')
+    if result.binary:
+        lines.append(f'warning: {summary["predict_dir"]} {BINARY}')
     if result.unlabelled:
         lines.append(f'{100 * result.unlabelled:.2f}% of the pixels have no predicted label ({metrics.IGNORE}); '
                      'each counts as a miss')

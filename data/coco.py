@@ -15,7 +15,8 @@ from engine.errors import UserError
 from tool.metrics import IGNORE
 
 FINER = 5  # sub-pixels of a side when a polygon is drawn
-LARGEST_SIDE = 2 ** 15  # pixels of an image's side
+LARGEST_SIDE, MOST_PIXELS = 2 ** 15, 178_956_970  # of an image: of its side, and what Pillow opens
+LONGEST_OUTLINE = 2 ** 24  # sub-pixels of a polygon; the outline of the largest image has 655,360
 WRONG = 'correct the JSON, or take the annotation out of it'
 
 
@@ -45,14 +46,20 @@ def read_instances(path):
         raise UserError(path, 'names an image or a category twice', 'give each its own id and file name')
     labels = {category: label for label, category in enumerate(names, 1)}
     for annotation in annotations:
-        if not isinstance(annotation, dict) or annotation.get('image_id') not in files \
-                or annotation.get('category_id') not in labels:
+        if not (isinstance(annotation, dict) and _known(annotation.get('image_id'), files)
+                and _known(annotation.get('category_id'), labels)):
             raise UserError(path, f'annotation {_few(annotation)} is of an image or a category that it lacks', WRONG)
         found[files[annotation['image_id']][0]][2].append(annotation | {'label': labels[annotation['category_id']]})
     for stem, (height, width, _) in found.items():
-        if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in (height, width)):
+        if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in (height, width)) \
+                or height * width > MOST_PIXELS:
             raise UserError(path, f'the image {stem} has the size {height} x {width}', WRONG)
     return Instances(str(path), found, tuple(names.values()))
+
+
+def _known(key, table):
+    """Whether an id of the JSON, whatever it holds, is a key of a table."""
+    return isinstance(key, (int, str)) and key in table
 
 
 def _stem(file_name):
@@ -129,9 +136,14 @@ def _from_polygon(polygon, size):
 
 
 def _outline(x, y):
-    """The sub-pixels along a closed polygon with the corners x, y, in order, each edge with both its ends."""
+    """The sub-pixels along a closed polygon with the corners x, y, in order, each edge with both its ends.
+
+    ValueError: more than LONGEST_OUTLINE.
+    """
     x2, y2 = np.roll(x, -1), np.roll(y, -1)
     steps = np.maximum(np.abs(x2 - x), np.abs(y2 - y))
+    if steps.sum() > LONGEST_OUTLINE:
+        raise ValueError('a polygon with an endless outline')
     edge = np.repeat(np.arange(len(x)), steps + 1)
     done = np.arange(len(edge)) - np.repeat(np.cumsum(steps + 1) - steps - 1, steps + 1)
     # Each edge is rounded from its lower end along its longer side, so that both directions give the same sub-pixels.

@@ -10,7 +10,7 @@ import unicodedata
 
 import numpy as np
 
-from data.images import need_images
+from data.images import SUFFIXES, need_images
 from data.masks import read_truth
 from engine.errors import UserError
 from engine.files import read_npy, repo_path, save_npy
@@ -99,8 +99,9 @@ def labels_of(ids, labels, path):
     names = {i: i if i in labels else alike.get(unicodedata.normalize('NFC', i)) or _number(i) for i in ids}
     missing = [i for i in ids if names[i] not in labels]
     if missing:
-        raise UserError(path, f'no label for {missing[0]} ({len(missing)} of {len(ids)} ids lack one)',
-                        'add them, or correct the list')
+        file = next((f'; {missing[0] + suffix} has one' for suffix in SUFFIXES if missing[0] + suffix in labels), '')
+        raise UserError(path, f'no label for {missing[0]} ({len(missing)} of {len(ids)} ids lack one{file})',
+                        'write ids without their ending' if file else 'add them, or correct the list')
     if len(set(names.values())) < len(names):
         twice, = collections.Counter(names.values()).most_common(1)
         raise UserError(path, f'the label of {twice[0]} fits {twice[1]} ids of the list', 'name images by their ids')

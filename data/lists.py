@@ -30,7 +30,8 @@ def read_list(path, flag='list'):
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()  # -sig: Windows editors begin with a BOM
     except FileNotFoundError:
-        raise UserError(path, 'list not found', f'correct {flag}; voc12/prepare.py writes the VOC lists') from None
+        raise UserError(path, 'list not found', f'correct {flag}; voc12/prepare.py, coco14/prepare.py write those of '
+                                                'VOC and COCO') from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(path, f'list cannot be read ({error})', f'correct {flag}') from error
     ids = [image_id(line.strip(), path) for line in lines if line.strip()]

@@ -61,6 +61,12 @@ class Evaluation:
         return 1 - self.counts[0].sum() / max(1, self.pixels)
 
     @property
+    def binary(self):
+        """Whether the predictions hold 0 and 255 alone: masks of another convention, where 255 is the object."""
+        predicted = self.counts[0].sum(0)
+        return bool(predicted[-1]) and not predicted[1:-1].any()
+
+    @property
     def unlabelled(self):
         """Fraction of the counted pixels to which a predicted mask gives no label (255): each counts as a miss."""
         return self.counts[0, :, -1].sum() / max(1, self.counts[0].sum())

@@ -42,10 +42,11 @@ class Paths:
         return f'{self.out}/{name}'
 
     def list(self, split):
-        """The list of a split: 'train', 'train_aug' or 'val'."""
+        """The list of a split: 'train', 'train_aug' or 'val' (test_split, where there is none)."""
         if not self.data:
             return f'{self.lists}/{split}.txt'
-        return self.data.list(split) if self.data.source in BUILT_IN else portable(self.data.list(split))
+        path = self.data.list(self.test_split if split == 'val' else split)
+        return path if self.data.source in BUILT_IN else portable(path)
 
     @property
     def where(self):

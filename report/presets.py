@@ -39,6 +39,7 @@ class Preset:
     segmentation_train: tuple
     segmentation_test: tuple
     epochs: dict = field(default_factory=dict)
+    aff_prepare: tuple = ()
     package: tuple = ()
     lists: str = ''
     classes: tuple = ()
@@ -84,7 +85,7 @@ class Preset:
         for tail in ('', '_val'):
             found |= {f'contrast_infer{tail}': self.seeds(recipe), f'eval_seeds{tail}': self.fixed_threshold(recipe)}
         if recipe.affinity:
-            found['aff_train'] = self.aff_train
+            found |= {'aff_prepare': self.aff_prepare, 'aff_train': self.aff_train}
             found |= {f'aff_infer{crf}{tail}': (*self.score_flag('--bg', recipe), *self.aff_infer)
                       for crf in ('', '_crf') for tail in ('', '_val')}
         return found
@@ -114,11 +115,13 @@ TOY = Preset(
 # Step 1: EPS's log on COCO has batch 16, crops of 321 pixels and 256,500 steps: 50 epochs of the 82,081 images
 # of train2014 that show a class. Its epochs are those of the EPS recipes; the others keep their own.
 # Step 3: LPCAM trains DeepLab v2 on COCO with batch 10, 100,000 steps and learning rate 2e-4.
+RGB = '--convert_rgb'  # some of its photos are grey
 COCO14 = Preset(
     name='coco14', weights='', images={}, background={}, experiment='', alphas=(4, 24), view2_size=None,
-    contrast_train=('--batch_size', 16, '--crop_size', 321), contrast_infer=(), aff_train=(), aff_infer=(),
-    segmentation_train=('--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 100_000, '--TRAIN_LR', 2e-4),
-    segmentation_test=(),
+    contrast_train=(RGB, '--batch_size', 16, '--crop_size', 321), contrast_infer=(RGB,), aff_prepare=(RGB,),
+    aff_train=(RGB,), aff_infer=(RGB,),
+    segmentation_train=(RGB, '--TRAIN_BATCHES', 10, '--TRAIN_ITERATION', 100_000, '--TRAIN_LR', 2e-4),
+    segmentation_test=(RGB,),
     epochs={'eps': 50, 'eps_plain': 50})
 
 # Real photos on a laptop: a small backbone and small images, of six classes of VOC (docs/BACKBONES.md). What differs

@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.images import devkit_photos, image_size
+from data.description import read_dataset
+from data.images import image_size
 from data.lists import read_list
 from engine import cli, files
 from engine.errors import UserError
-from voc12.classes import VOC
 
 FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'  # in the archive, as the devkit prescribes
 WRONG = 'write the archive again with segmentation/experiment/test.py --split test'
@@ -92,8 +92,8 @@ def get_args_parser():
 
 
 def main(args):
-    ids = read_list(args.list, '--list')
-    check(args.check, ids, devkit_photos(args.voc12_root), VOC)
+    ids, data = read_list(args.list, '--list'), read_dataset('voc12')
+    check(args.check, ids, data.photos(args.voc12_root), data.classes)
     print(f'{args.check}: {len(ids)} results, all well formed')
 
 

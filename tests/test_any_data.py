@@ -163,6 +163,7 @@ def test_labels_are_read_from_lines_of_an_id_and_its_classes(tmp_path):
     ('id,class\n', 'labels.csv: holds no label'),
     ('a,"cup\n', 'labels.csv: labels cannot be read'),
     ('b,cup\n', 'labels.csv: no label for a (1 of 1 ids lack one)'),
+    ('a.png,cup\n', 'no label for a (1 of 1 ids lack one; a.png has one); write ids without their ending'),
 ])
 def test_malformed_labels_get_their_line(tmp_path, text, words):
     with pytest.raises(UserError) as error:

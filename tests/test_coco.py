@@ -65,6 +65,7 @@ def test_parts_of_an_object_are_united_and_an_object_without_outline_is_no_pixel
     ([[1, 1, 4, 1, 3, float('nan')]], 'points far outside'),
     ([[1, 1, 4, 1, 3, 1e12]], 'points far outside'),
     ([1, 1, 4, 1, 3, 3], 'no polygon'),
+    ([[0, 0, 60000, 0] * 100], 'an endless outline'),
     ('polygon', 'malformed'),
 ])
 def test_a_malformed_segmentation_gets_its_line(segmentation, words):
@@ -152,6 +153,8 @@ def test_masks_may_lie_elsewhere_and_val_may_be_missing(export, tmp_path):
     (instances(1, 1, [annotation(1, 4)]), 'annotation 101 is of an image or a category that it lacks'),
     (instances(1, 1, [annotation(7, 2)]), 'annotation 107 is of an image or a category that it lacks'),
     (instances(1, 1, ['x']), 'annotation x is of an image'),
+    (instances(1, 1, [annotation(1, [2])]), 'annotation 101 is of an image'),
+    (instances(1, 1, images=[{'id': 1, 'file_name': 'a.jpg', 'height': 30000, 'width': 30000}]), 'has the size 30000'),
     (instances(1, 1, images=[{'id': 1, 'file_name': 'a.jpg', 'height': 4, 'width': 4},
                              {'id': 2, 'file_name': 'b/a.png', 'height': 4, 'width': 4}]), 'names an image'),
     (instances(1, 1, images=[{'id': 1, 'file_name': 'a.jpg', 'height': 0, 'width': 4}]), 'has the size 0 x 4'),

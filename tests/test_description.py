@@ -1,13 +1,17 @@
 """dataset.yaml: what a description gives, and the one line that each malformed one gets."""
 import json
+import re
 
 import pytest
 
 from data import description
 from data.classes import colour_map
 from data.description import read_dataset
+from data.labels import image_labels
+from data.lists import read_list
 from engine import runinfo
 from engine.errors import UserError
+from engine.files import REPO
 from voc12.classes import VOC
 
 GOOD = {'classes': '[cup, fork, "no"]', 'images': 'photos', 'lists': '{train: train.txt, val: val.txt}',
@@ -167,3 +171,21 @@ def test_weights_of_other_classes_are_refused_where_their_json_says_so(tmp_path)
     with pytest.raises(UserError, match=r'trained on 20 classes \(aeroplane, bicycle, bird, …\), not on those of '
                                         r'.*: 3 classes \(cup, fork, no\); choose the --dataset'):
         runinfo.check_classes(weights, other)
+
+
+def test_the_example_of_the_documentation_is_a_data_set(tmp_path):
+    text = (REPO / 'docs' / 'OWN_DATA.md').read_text(encoding='utf-8')
+    csv = re.search(r'\n(    id,class,class\n(?:    \S+\n)+)', text)[1]
+    yaml = re.search(r'```yaml\n(.*?)```', text, re.S)[1]
+    (tmp_path / 'labels.csv').write_text(csv.replace('    ', ''))
+    (tmp_path / 'train.txt').write_text('cup_01\ncup_02\nempty_table\n')
+    (tmp_path / 'dataset.yaml').write_text(yaml)
+    data = read_dataset(str(tmp_path / 'dataset.yaml'))
+    labels = image_labels(read_list(data.list('train_aug')), data.labels, data.classes)
+    assert data.classes.name == 'Things on a table' and data.classes.num_classes == 6
+    assert labels.tolist() == [[1, 0, 0, 1, 0], [1, 0, 0, 0, 0], [0] * 5]
+
+
+def test_every_key_of_a_description_is_documented():
+    text = (REPO / 'docs' / 'OWN_DATA.md').read_text(encoding='utf-8')
+    assert re.findall(r'^\| `(\w+)` \|', text, re.M)[:len(description.KEYS)] == list(description.KEYS)

@@ -153,6 +153,21 @@ def test_where_all_classes_occur_nothing_is_said(scored, capsys):
     assert '–' not in capsys.readouterr().out
 
 
+def test_binary_predictions_are_scored_with_a_warning_and_ignored_pixels_are_counted(scored, capsys):
+    assert score(scored)['fixed']['miou'] > 0
+    assert 'warning' not in capsys.readouterr().out
+    for k in range(3):
+        Image.fromarray((LABELS > 0).astype(np.uint8) * 255).save(scored / 'pred' / f'x{k}.png')
+    truth = LABELS.copy()
+    truth[:10] = metrics.IGNORE
+    save_mask(scored / 'truth' / 'x0.png', truth, VOC.palette)
+    summary = score(scored)
+    said = capsys.readouterr().out
+    assert f'warning: {scored / "pred"} holds the labels 0 and 255 alone: binary masks' in said
+    assert summary['ignored_fraction'] == pytest.approx((11 + 1 + 1) / (3 * 40))  # rows
+    assert f'{100 * summary["ignored_fraction"]:.2f}% of the pixels are left out of the score' in said
+
+
 def test_binary_ground_truth_is_recognised(scored, capsys):
     for k in range(3):
         Image.fromarray((LABELS > 0).astype(np.uint8) * 255).save(scored / 'truth' / f'x{k}.png')

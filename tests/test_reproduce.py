@@ -119,15 +119,16 @@ def test_rows_name_what_the_steps_leave(baseline, published):
 
 # ---------------------------------------------------------------- the README
 
-def readme_commands():
-    """The README's commands as lists of arguments: `python …`, indented, comments left out."""
-    text = (REPO / 'README.md').read_text(encoding='utf-8').replace('\\\n', ' ')
+def readme_commands(path='README.md'):
+    """The commands of a text as lists of arguments: `python …`, indented, comments left out."""
+    text = (REPO / path).read_text(encoding='utf-8').replace('\\\n', ' ')
     return [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith('    python ')]
 
 
-def test_readme_commands_are_ones_that_their_scripts_take():
-    commands = readme_commands()
-    assert len({path for path, *_ in commands}) > 8
+@pytest.mark.parametrize('text, scripts', [('README.md', 9), ('docs/OWN_DATA.md', 6)])
+def test_commands_in_texts_are_ones_that_their_scripts_take(text, scripts):
+    commands = readme_commands(text)
+    assert len({path for path, *_ in commands}) >= scripts
     for path, *rest in commands:
         parsed([path if (REPO / path).exists() else f'segmentation/experiment/{path}', *rest])
 
