@@ -152,6 +152,7 @@ non_negative_number = number(low=0)
 unit_interval = number(low=0, high=1)
 side = number(int, low=8, high=16384)  # pixels; the networks have stride 8
 scale = number(low=0.05, high=16)  # of an image's sides
+stride = number(int, low=names.STRIDES[0], high=names.STRIDES[-1])  # pixels
 
 
 def text(value):
@@ -288,7 +289,7 @@ def add_backbone_flags(parser, script):
     default = names.PUBLISHED if script == 'train' else f'that of <session>.json beside --weights, or {names.PUBLISHED}'
     parser.add_argument('--backbone', type=backbone, before=names.PUBLISHED,
                         help=f'{names.CHOICES}, with the heads of the published network ({default})')
-    parser.add_argument('--stride', type=int, choices=names.STRIDES, before=names.STRIDES[0],
+    parser.add_argument('--stride', type=stride, choices=names.STRIDES, before=names.STRIDES[0],
                         help="pixels of the image per cell of the backbone's features; 16 takes a quarter of the time "
                              f'and memory of the last layers ({names.STRIDES[0]})')
 

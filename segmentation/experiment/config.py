@@ -29,7 +29,7 @@ class Config:
     MODEL_NAME: str = setting('deeplabv1', 'deeplabv1 or deeplabv2', 'train test')
     MODEL_BACKBONE: str = setting(names.PUBLISHED, names.CHOICES, 'train test', type=cli.backbone)
     MODEL_STRIDE: int = setting(names.STRIDES[0], "pixels of the image per cell of the backbone's features",
-                                'train test', type=int, choices=names.STRIDES)
+                                'train test', type=cli.stride, choices=names.STRIDES)
     MODEL_BACKBONE_PRETRAIN: str = setting(
         'models/ilsvrc-cls_rna-a1_cls1000_ep-0001.params',
         'pretrained weights of the backbone: .pth, of ResNet-38 .params too')
