@@ -305,8 +305,8 @@ def choose_backbone(args, network, stored=False):
             raise UserError('--network', f'is given together with --{flag}', 'give one of the two')
     found = runinfo.stored_settings(args.weights.removesuffix('.pth')) if stored and args.network is None else {}
     if args.backbone is None:
-        args.backbone = found.get('backbone') or names.PUBLISHED
-        args.stride = args.stride or found.get('stride')
+        args.backbone, stored_stride = names.recorded(found)
+        args.stride = args.stride or stored_stride
     args.stride = args.stride or names.STRIDES[0]
     args.network = network if args.network is None else args.network
     if args.backbone == names.PUBLISHED and args.stride != names.STRIDES[0]:

@@ -114,10 +114,9 @@ def effective(args, weights=None):
     config = dataclasses.replace(EXPERIMENTS[args.experiment], **given)
     if weights is None or given.keys() & BACKBONE.keys():
         return config
-    stored = runinfo.stored_settings(str(weights).removesuffix('.pth'))
-    found = {name: stored[name] for name in BACKBONE if name in stored}
-    of_experiments = {(known.MODEL_BACKBONE, known.MODEL_STRIDE) for known in EXPERIMENTS.values()}
-    return config if tuple(found.values()) in of_experiments else dataclasses.replace(config, **found)
+    found = names.recorded(runinfo.stored_settings(str(weights).removesuffix('.pth')), *BACKBONE)
+    of_experiments = [(known.MODEL_BACKBONE, known.MODEL_STRIDE) for known in EXPERIMENTS.values()]
+    return config if found in of_experiments else dataclasses.replace(config, **dict(zip(BACKBONE, found)))
 
 
 def located(path):
