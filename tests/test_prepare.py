@@ -214,3 +214,24 @@ def test_saliency_maps_that_do_not_fit_are_refused(devkit, out, capsys, picture,
     path = devkit / 'SAL' / '2007_000039.png'
     path.unlink() if picture is None else picture.save(path)
     assert_prepare_refuses(capsys, devkit, out, '2007_000039.png', words, flags=('--saliency_dir', devkit / 'SAL'))
+
+
+# ---------------------------------------------------------------- --only
+
+def test_lists_can_be_limited_to_the_ids_of_others(devkit, out, tmp_path):
+    (tmp_path / 'only').mkdir()
+    (tmp_path / 'only/train.txt').write_text('2007_000039\n')
+    (tmp_path / 'only/train_aug.txt').write_text(f'{EXTRA}\n2007_000039\n')
+    prepare(devkit, out, '--only', tmp_path / 'only')
+    assert read_list(out / 'train.txt') == ['2007_000039']
+    assert read_list(out / 'train_aug.txt') == [EXTRA, '2007_000039']  # in the order of the others
+    assert not (out / 'val.txt').exists()
+    assert set(read_labels(out / 'cls_labels.npy', VOC.num_foreground)) == {EXTRA, '2007_000039'}
+
+
+def test_ids_that_the_devkit_lacks_and_a_folder_without_lists_are_refused(devkit, out, tmp_path, capsys):
+    (tmp_path / 'only').mkdir()
+    assert_prepare_refuses(capsys, devkit, out, '--only', 'has no list', flags=('--only', tmp_path / 'only'))
+    (tmp_path / 'only/train.txt').write_text('2007_000039\nother\n')
+    assert_prepare_refuses(capsys, devkit, out, 'names 1 ids that the devkit lacks, other the first',
+                           flags=('--only', tmp_path / 'only'))
