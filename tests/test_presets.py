@@ -130,6 +130,21 @@ def test_a_row_that_starts_from_another_trains_that_first(weights, tmp_path, mon
     assert tmp_path / 'seam_seed1' / 'net.pth' in train and weights not in train
 
 
+def test_a_run_that_fails_ends_those_beside_it(weights, tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, 'run_steps', lambda *args, **_: None)
+    monkeypatch.setattr(ablation, 'end_children', lambda: ended.append(True))
+
+    def run_row(args, row, seed):
+        raise UserError('contrast_train', 'ended with exit code 1', 'see its log')
+    monkeypatch.setattr(ablation, 'run_row', run_row)
+    with pytest.raises(UserError, match='contrast_train: ended with exit code 1'):
+        ablation.main(ablation.get_args_parser().parse_args(
+            ['--preset', 'laptop', '--voc12_root', 'VOC', '--out', str(tmp_path / 'a'), '--jobs', '1']))
+    assert ended
+
+
 def test_the_toys_runs_train_on_the_list_that_they_had():
     args = ablation.get_args_parser().parse_args(['--out', 'out', '--voc12_root', 'VOC'])
     args.weights = 'toy/backbone.pth'
