@@ -19,7 +19,7 @@ from pathlib import Path
 from engine import cli, files, machine
 from engine.errors import UserError
 from engine.parallel import progress
-from report.pipeline import Step, portable, read_record, run_steps
+from report.pipeline import Step, end_children, ended_by_sigterm, portable, read_record, run_steps
 from report.presets import PRESETS, mean_over
 from tool.recipes import RECIPES
 
@@ -110,9 +110,14 @@ def main(args):
     out = files.out_dir(args.out, '--out')
     run_steps(data_steps(args, preset), out / 'logs')
     jobs = [(row, seed) for seed in range(args.seeds) for row in args.rows]
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with ended_by_sigterm(), ThreadPoolExecutor(args.jobs) as pool:
         results = pool.map(lambda job: run_row(args, *job), jobs)
-        scores = dict(zip(jobs, progress(results, 'ablation', len(jobs), unit='run')))
+        try:
+            scores = dict(zip(jobs, progress(results, 'ablation', len(jobs), unit='run')))
+        except BaseException:  # stopped, or one run failed: the others save and end too
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_children()
+            raise
     text = table(scores, args.rows, args.seeds)
     files.save_text(out / 'table.md', text)
     print(text)

@@ -152,6 +152,7 @@ non_negative_number = number(low=0)
 unit_interval = number(low=0, high=1)
 side = number(int, low=8, high=16384)  # pixels; the networks have stride 8
 scale = number(low=0.05, high=16)  # of an image's sides
+stride = number(int, low=names.STRIDES[0], high=names.STRIDES[-1])  # pixels
 
 
 def text(value):
@@ -327,7 +328,7 @@ def add_backbone_flags(parser, script):
     default = names.PUBLISHED if script == 'train' else f'that of <session>.json beside --weights, or {names.PUBLISHED}'
     parser.add_argument('--backbone', type=backbone, before=names.PUBLISHED,
                         help=f'{names.CHOICES}, with the heads of the published network ({default})')
-    parser.add_argument('--stride', type=int, choices=names.STRIDES, before=names.STRIDES[0],
+    parser.add_argument('--stride', type=stride, choices=names.STRIDES, before=names.STRIDES[0],
                         help="pixels of the image per cell of the backbone's features; 16 takes a quarter of the time "
                              f'and memory of the last layers ({names.STRIDES[0]})')
 
@@ -343,8 +344,8 @@ def choose_backbone(args, network, stored=False):
             raise UserError('--network', f'is given together with --{flag}', 'give one of the two')
     found = runinfo.settings_of(args.weights) if stored and args.network is None else {}
     if args.backbone is None:
-        args.backbone = found['backbone'] if names.known(str(found.get('backbone'))) else names.PUBLISHED
-        args.stride = args.stride or (found['stride'] if found.get('stride') in names.STRIDES else None)
+        args.backbone, stored_stride = names.recorded(found)
+        args.stride = args.stride or stored_stride
     args.stride = args.stride or names.STRIDES[0]
     # Another module than the project's own is the user's to name: a file from elsewhere must not choose what code runs.
     if str(found.get('network')).startswith('network.') and found.get('baseline') == getattr(args, 'baseline', None):

@@ -15,3 +15,10 @@ def known(name):
 def in_words(name, stride):
     """A name together with a stride that is not the published one, for what identifies a network."""
     return name if stride == STRIDES[0] else f'{name}, stride {stride}'
+
+
+def recorded(settings, backbone='backbone', stride='stride'):
+    """(name, stride) of the backbone in the settings of a run, under these keys; the published where they say none."""
+    name, pixels = settings.get(backbone), settings.get(stride)
+    return (name if isinstance(name, str) and known(name) else PUBLISHED,
+            pixels if pixels in STRIDES else STRIDES[0])

@@ -158,10 +158,9 @@ def backbone_of(args, seen):
 
     UserError: a network of timm that neither names.
     """
-    stored = runinfo.settings_of(args.weights)
-    stride = stored['MODEL_STRIDE'] if stored.get('MODEL_STRIDE') in names.STRIDES else names.STRIDES[0]
-    backbone = args.backbone or (stored.get('MODEL_BACKBONE') if seen == 'timm' else seen)
-    if not names.known(str(backbone)):
+    stored, stride = names.recorded(runinfo.settings_of(args.weights), 'MODEL_BACKBONE', 'MODEL_STRIDE')
+    backbone = args.backbone or (stored if seen == 'timm' else seen)
+    if seen == 'timm' and not backbone.startswith(names.TIMM):
         raise UserError('--backbone', f'{args.weights} holds a DeepLab on a network of timm, and no <session>.json '
                                       'beside it says which', 'give its name, with --stride if that was 16')
     return {'MODEL_BACKBONE': backbone, 'MODEL_STRIDE': args.stride or stride}

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_refused, run_main
+from helpers import assert_refused, run_main, script
 from torch import nn
 
 from data.cams import read_cams
@@ -18,7 +18,7 @@ from data.masks import read_mask
 from engine.errors import UserError
 from engine.files import REPO
 from engine.loss_log import read_loss_log
-from network import backbones, deeplab, on_backbone
+from network import backbones, deeplab, names, on_backbone
 from network.convention import MEAN, STD
 from tool import pairs, random_walk
 from voc12.classes import VOC
@@ -144,16 +144,12 @@ def test_weights_of_another_network_are_refused_by_name(toy, tmp_path, capsys):
     assert 'does not fit timm:resnet10t: it looks like a ResNet-38 backbone' in error
 
 
-def test_timm_is_loaded_only_where_a_network_of_it_is_asked_for(toy, tmp_path):
-    code = ('import runpy, sys\n'
-            'sys.argv = ["contrast_infer.py", *sys.argv[1:]]\n'
-            'runpy.run_path("contrast_infer.py", run_name="__main__")\n'
+def test_timm_is_not_loaded_with_what_the_scripts_load():
+    code = ('import sys\n'
+            'import engine.networks, engine.training, segmentation.model\n'
             'print("timm" in sys.modules)\n')
-    argv = ['--weights', toy.net, '--infer_list', toy.val, '--voc12_root', toy.root, '--cls_labels', toy.labels,
-            '--scales', '0.5', '--out_cam', tmp_path, '--num_workers', '0', '--device', 'cpu']
-    done = subprocess.run([sys.executable, '-c', code, *map(str, argv)], capture_output=True, text=True, cwd=REPO,
-                          check=True)
-    assert done.stdout.splitlines()[-1] == 'False'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPO, check=True)
+    assert done.stdout.split() == ['False']
 
 
 # ---------------------------------------------------------------- weights and features
@@ -238,6 +234,25 @@ def test_deeplabs_rates_see_as_far_at_every_stride(stride, rates):
 def test_a_name_from_a_file_is_checked_too():
     with pytest.raises(UserError, match='--backbone: .* is unknown'):
         backbones.build('os.system', 8)
+
+
+@pytest.mark.parametrize('settings, found', [
+    ({'backbone': 'timm:resnet18', 'stride': 16}, ('timm:resnet18', 16)), ({}, ('resnet38', 8)),
+    ({'backbone': ['timm:resnet18'], 'stride': '16'}, ('resnet38', 8)), ({'backbone': 'os.system'}, ('resnet38', 8))])
+def test_what_a_file_says_of_the_backbone_counts_where_it_can_be_meant(settings, found):
+    assert names.recorded(settings) == found
+
+
+def test_deeplabs_backbone_is_the_files_where_no_experiment_has_it(tmp_path):
+    def config(settings, *flags):
+        (tmp_path / 'run.json').write_text(json.dumps({'settings': settings}))
+        module = script(f'{SEGMENTATION}test')
+        return module.configs.effective(module.get_args_parser().parse_args([*flags]), tmp_path / 'run.pth')
+    assert config({'MODEL_BACKBONE': 'timm:resnet18', 'MODEL_STRIDE': 16}).network_in_words == \
+        'deeplabv1_timm:resnet18, stride 16'
+    assert config({'MODEL_BACKBONE': 'timm:resnet18'}, '--backbone', 'resnet50').network == 'deeplabv1_resnet50'
+    # Weights of another experiment are a mistake, which the line about them names.
+    assert config({'MODEL_BACKBONE': 'resnet101'}).network == 'deeplabv1_resnet38'
 
 
 # ---------------------------------------------------------------- cells of another stride

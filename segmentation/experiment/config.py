@@ -29,7 +29,7 @@ class Config:
     MODEL_NAME: str = setting('deeplabv1', 'deeplabv1 or deeplabv2', 'train test')
     MODEL_BACKBONE: str = setting(names.PUBLISHED, names.CHOICES, 'train test', type=cli.backbone)
     MODEL_STRIDE: int = setting(names.STRIDES[0], "pixels of the image per cell of the backbone's features",
-                                'train test', type=int, choices=names.STRIDES)
+                                'train test', type=cli.stride, choices=names.STRIDES)
     MODEL_BACKBONE_PRETRAIN: str = setting(
         'models/ilsvrc-cls_rna-a1_cls1000_ep-0001.params',
         'pretrained weights of the backbone: .pth, of ResNet-38 .params too')
@@ -108,17 +108,17 @@ def as_trained(args):
     """Fill what no flag says from the <session>.json beside the weights of test.py: the experiment and its network, and
     a backbone that no experiment has, which --experiment cannot name."""
     stored = runinfo.settings_of(args.weights or f'{getattr(args, "EXP_NAME", args.experiment or DEFAULT)}.pth')
-    of_experiments = {(config.MODEL_BACKBONE, config.MODEL_STRIDE) for config in EXPERIMENTS.values()}
-    taken = set()
+    backbone = names.recorded(stored, *BACKBONE)
+    is_own = backbone not in [(config.MODEL_BACKBONE, config.MODEL_STRIDE) for config in EXPERIMENTS.values()]
+    found = {}
     if args.experiment is None:
         args.experiment = stored['experiment'] if stored.get('experiment') in EXPERIMENTS else DEFAULT
-        taken = {'MODEL_NAME', *BACKBONE}
-    elif tuple(stored.get(name) for name in BACKBONE) not in of_experiments:
-        taken = set(BACKBONE)
-    if any(hasattr(args, name) for name in BACKBONE):  # the two go together
-        taken -= set(BACKBONE)
-    for name in taken & set(stored):
-        setattr(args, name, getattr(args, name, stored[name]))
+        found = {name: stored[name] for name in ('MODEL_NAME',) if name in stored}
+        is_own = is_own or BACKBONE.keys() <= stored.keys()
+    if is_own and not any(hasattr(args, name) for name in BACKBONE):  # the two go together
+        found |= dict(zip(BACKBONE, backbone))
+    for name, value in found.items():
+        setattr(args, name, getattr(args, name, value))
 
 
 def effective(args):
