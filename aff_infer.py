@@ -15,11 +15,14 @@ from pathlib import Path
 from data.lists import read_list
 from engine import cli, files, outputs, runinfo
 
+NETWORK = 'network.resnet38_aff'  # unless --network or --backbone says otherwise
+
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help='weights of the trained AffinityNet (.pth)')
-    parser.add_argument('--network', default='network.resnet38_aff', help='module whose class Net is run')
+    parser.add_argument('--network', help=f'module whose class Net is run ({NETWORK})')
+    cli.add_backbone_flags(parser, 'infer')
     cli.add_inference_flags(parser, 'train')
     cli.add_image_flags(parser)
     parser.add_argument('--cam_dir', required=True, help='folder of the CAMs (.npy)')
@@ -54,19 +57,20 @@ def main(args):
     from engine.networks import network_for_inference
     from engine.parallel import WorkerPool, progress
 
+    cli.choose_backbone(args, NETWORK, stored=True)
     data = cli.chosen_dataset(args, infer_list='train')
     runinfo.check_classes(args.weights, data.classes)
     device = set_up(args)
     engine = chosen_engine(args.crf_engine, device) if args.crf else CrfEngine()
     ids = read_list(args.infer_list, '--infer_list')
     files.need_files(ids, args.cam_dir, '.npy', '--cam_dir')
-    dataset = PaddedImages(ids, data.photos(args.voc12_root), args.convert_rgb)
     net = network_for_inference(args, device, method='affinity_features')
+    dataset = PaddedImages(ids, data.photos(args.voc12_root), args.convert_rgb, net.stride)
     made = what_is_made(args)
     dataset.keep(outputs.begin(made.values(), ids, args.overwrite))
     print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
     settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf_setting if args.crf else None,
-                            args.crf_iters, data.classes, engine)
+                            args.crf_iters, data.classes, engine, net.stride)
 
     with WorkerPool(engine.workers(args.num_workers)) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'random walk', len(dataset)):
@@ -79,8 +83,8 @@ def main(args):
 
 def what_is_made(args):
     """{'rw', and 'npy' where it is asked for: outputs.Output}; the folders are made."""
-    walked = {'weights': args.weights, 'weights_sha256': runinfo.digest(args.weights), 'network': args.network,
-              'cams_sha256': outputs.origin(args.cam_dir, '.npy'), 'bg': args.bg,
+    walked = {'weights': args.weights, 'weights_sha256': runinfo.digest(args.weights),
+              'network': cli.network_in_words(args), 'cams_sha256': outputs.origin(args.cam_dir, '.npy'), 'bg': args.bg,
               'alpha': args.alpha if args.bg == 'alpha' else None, 'beta': args.beta, 'logt': args.logt,
               'amp': args.amp}
     masks = {'kind': 'pseudo masks', **walked, 'crf': args.crf}

@@ -12,14 +12,15 @@ from data.probabilities import check_alphas
 from engine import cli, files
 from engine.errors import UserError
 from tool.metrics import IGNORE
-from tool.pairs import STRIDE
 
-SMALLEST_CROP = 40  # pixels: 5×5 cells, the least that hold pairs
+NETWORK = 'network.resnet38_aff'  # unless --network or --backbone says otherwise
+SMALLEST_CROP = 5  # cells a side, the least that hold pairs
 
 
 def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--network', default='network.resnet38_aff', help='module whose class Net is trained')
+    parser.add_argument('--network', before=NETWORK, help=f'module whose class Net is trained ({NETWORK})')
+    cli.add_backbone_flags(parser, 'train')
     cli.add_image_flags(parser)
     parser.add_argument('--la_crf_dir', required=True, help="aff_prepare.py's folder of the low alpha (4.00)")
     parser.add_argument('--ha_crf_dir', required=True, help="aff_prepare.py's folder of the high alpha (24.00)")
@@ -44,6 +45,7 @@ def main(args):
     from engine.validation import validate_affinity, validation_ids, warn_of_shared_ids
     from tool.affinity import WEIGHTS, affinity_loss, pair_labels
 
+    cli.choose_backbone(args, NETWORK)
     device = set_up(args, args.session_name)
     data = cli.chosen_dataset(args, train_list='train_aug', val_list='val')
     ids = read_list(args.train_list, '--train_list')
@@ -51,13 +53,15 @@ def main(args):
     warn_of_shared_ids(ids, args.train_list, args.val_list)
     check_alphas(ids, args.la_crf_dir, args.ha_crf_dir, data.classes.num_classes)
     where = (data.photos(args.voc12_root), args.la_crf_dir, args.ha_crf_dir, data.classes.num_classes, args.crop_size)
-    dataset = AffinityCrops(ids, *where, train=True, convert_rgb=args.convert_rgb)
+    net = network_for_training(args, device, method='affinity_features')
+    check_crop(args.crop_size, net.stride)
+    read_as = {'convert_rgb': args.convert_rgb, 'stride': net.stride}
+    dataset = AffinityCrops(ids, *where, train=True, **read_as)
     val_ids = in_both_folders(validation_ids(args), args)
-    validation = val_ids and AffinityCrops(val_ids, *where, train=False, convert_rgb=args.convert_rgb)
+    validation = val_ids and AffinityCrops(val_ids, *where, train=False, **read_as)
     check_photos(dataset, '--train_list')
     if validation:
         check_photos(validation, '--val_list')
-    net = network_for_training(args, device, method='affinity_features')
 
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
@@ -82,8 +86,13 @@ def check(args, images):
     """Refuse settings that cannot work (UserError)."""
     if images < args.batch_size:
         raise UserError('--batch_size', f'{args.batch_size} is more than the {images} images listed', 'lower it')
-    if args.crop_size % STRIDE or args.crop_size < SMALLEST_CROP:
-        raise UserError('--crop_size', f'{args.crop_size} is no multiple of {STRIDE} of at least {SMALLEST_CROP}',
+
+
+def check_crop(side, stride):
+    """Refuse a crop that is not made of the network's cells, or holds no pairs of them (UserError). side: in pixels."""
+    smallest = SMALLEST_CROP * stride
+    if side % stride or side < smallest:
+        raise UserError('--crop_size', f'{side} is no multiple of {stride} of at least {smallest}',
                         'give 448, for example')
 
 

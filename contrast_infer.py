@@ -104,7 +104,7 @@ def output_folders(args):
 def what_is_made(args, recipe, folders):
     """The outputs.Output of each folder of output_folders. Every kind names only what decides its own content."""
     cams = {'weights': args.weights, 'weights_sha256': runinfo.digest(args.weights), 'baseline': args.baseline,
-            'network': args.network, 'background_last': args.background_last, 'map': recipe.map,
+            'network': cli.network_in_words(args), 'background_last': args.background_last, 'map': recipe.map,
             'scales': args.scales, 'amp': args.amp, 'cls_labels': runinfo.digest(files.repo_path(args.cls_labels))}
     seeds = cams | {'out_cam_pred_alpha': args.out_cam_pred_alpha}
     # Where the CRF refines the scores (EPS), the seeds' background score has no part in it.

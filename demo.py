@@ -59,20 +59,16 @@ def toy_steps(recipe, paths, shared=(), machine=chain.Machine()):
     """
     toy = pipeline.Step('toy', ('toy/make.py', '--out', paths.voc12_root, *TOY.image_counts()),
                         makes=(paths.voc12_root,), leaves=(f'{paths.voc12_root}/JPEGImages',))
-    box = pipeline.Step('box', ('toy/centred_box.py', '--list', paths.list('train'), '--voc12_root', paths.voc12_root,
-                                '--cls_labels', f'{paths.lists}/cls_labels.npy', '--out', paths.under('box')),
-                        ('prepare',), makes=(paths.under('box'),))
     steps = chain.chain(recipe, paths, TOY.extra(recipe), shared, machine)
-    return [toy, *steps[:1], box, chain.eval_step('eval_box', paths, 'train', paths.under('box'), 'box'), *steps[1:]]
+    return [toy, *steps[:1], *chain.box_steps(paths), *steps[1:]]
 
 
 def describe(recipe, paths, steps):
     """The description of the run for report/page.py."""
-    box = chain.row(recipe, paths, 'box', 'train', 'eval_box', 'fixed', 'A centred box, no network')
     description = chain.report_input(recipe, paths, steps, f'{recipe.title} on the toy VOC')
     description['credits'] = ['The toy VOC is drawn with Twemoji graphics, CC-BY 4.0.']
     # Published figures are of VOC: next to those of a toy set they would mislead.
-    description['rows'] = [{**row, 'published': None} for row in (box, *description['rows'])]
+    description['rows'] = [{**row, 'published': None} for row in (chain.box_row(recipe, paths), *description['rows'])]
     return description
 
 

@@ -2,6 +2,7 @@
 
     python reproduce.py --baseline seam --voc12_root VOC2012 --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
     python reproduce.py --dataset my_photos/dataset.yaml --weights ...            (another data set, docs/OWN_DATA.md)
+    python reproduce.py --preset laptop --voc12_root VOC2012          (`make laptop`: small images of six classes)
 
 Reads  --voc12_root (the devkit), --weights, with --baseline eps --saliency_dir and --deeplab_weights.
 Writes all into --out: what each step makes, log/<step>.log, and report.html, a page that opens without a network.
@@ -24,15 +25,19 @@ def get_args_parser():
     parser = cli.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--baseline', choices=RECIPES, default='seam', help='network, losses and settings')
     cli.add_root_flag(parser)
-    parser.add_argument('--weights', required=True, help='ImageNet ResNet-38 that Steps 1, 2 start from')
+    parser.add_argument('--preset', choices=[name for name, preset in PRESETS.items() if not preset.images],
+                        help='settings of report/presets.py in place of the published ones (coco14 with --dataset '
+                             'coco14)')
+    parser.add_argument('--weights', help="ImageNet backbone of Steps 1, 2 (with --preset laptop, the preset's)")
     parser.add_argument('--deeplab_weights', help='backbone of Step 3 (--weights unless given; a ResNet-101 for eps)')
     experiments = ', '.join(f'{recipe.name}: {recipe.experiment}' for recipe in RECIPES.values())
     parser.add_argument('--experiment', help=f'settings of Step 3 ({experiments})')
     parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png (for EPS only)')
     cli.add_switch(parser, '--masks_crf', "train Step 3 on the random walk's masks after the CRF (where there is one)",
                    default=True)
-    parser.add_argument('--lists', default='voc12', help='folder for the lists and image-level labels of voc12')
-    parser.add_argument('--out', help='folder of the run (runs/reproduce_<baseline> unless given)')
+    parser.add_argument('--lists', help='folder for lists and labels of voc12 (voc12; <out>/lists with --preset '
+                                        'laptop)')
+    parser.add_argument('--out', help='folder of the run (runs/reproduce_<baseline>; runs/<preset>_<baseline>)')
     parser.add_argument('--from', dest='start', metavar='STEP',
                         help='do this step and all after it anew; take those before it as done')
     parser.add_argument('--add', action='append', default=[], metavar='"STEP ARGUMENTS"',
@@ -46,26 +51,63 @@ def main(args):
     # Imported here, because --help need not wait for matplotlib.
     from report import page
 
-    recipe, preset = RECIPES[args.baseline], PRESETS.get(args.dataset)
+    recipe, preset = RECIPES[args.baseline], PRESETS.get(args.preset or args.dataset)
     data = read_dataset(args.dataset if args.dataset in BUILT_IN else os.path.abspath(args.dataset))
+    choose(args, preset)
     if not args.dry_run:
         check(args, recipe, data)
-    paths = chain.Paths(
-        weights=portable(args.weights), out=portable(args.out or files.REPO / 'runs' / f'reproduce_{args.baseline}'),
-        voc12_root=portable(args.voc12_root or (data.root if args.dataset in BUILT_IN else '')),
-        lists='voc12' if args.lists == 'voc12' else portable(args.lists),
-        data=None if args.dataset == 'voc12' else data,
-        deeplab_weights=portable(args.deeplab_weights or ''), saliency_dir=portable(args.saliency_dir or ''),
-        experiment=args.experiment or '', masks_crf=args.masks_crf)
-    extra = preset.extra(recipe) if preset else {}
-    for name, argv in added_arguments(args.add).items():
-        extra[name] = (*extra.get(name, ()), *argv)
-    steps = chain.chain(recipe, paths, extra, chain.shared_flags(args), chain.machine(args))
+    paths = paths_of(args, preset, data)
+    shared = chain.shared_flags(args), chain.machine(args)
+    extra = added_arguments(args.add, preset.extra(recipe) if preset else {})
+    steps = chain.chain(recipe, paths, extra, *shared)
+    if preset and preset.classes:  # published figures are of all classes: what these mean, a box says
+        steps[1:1] = chain.box_steps(paths)
     pipeline.run_steps(steps, files.REPO / paths.under('log'), args.dry_run, args.start)
     if not args.dry_run:
         os.chdir(files.REPO)  # where the paths count from
-        title = f'{recipe.title} on {data.classes.name}'
-        page.publish(chain.report_input(recipe, paths, steps, title), paths.under('report.html'), data.classes)
+        page.publish(describe(recipe, preset, paths, steps, data.classes), paths.under('report.html'), data.classes)
+
+
+def choose(args, preset):
+    """Fill in what the preset decides where no flag does. UserError: no weights, a baseline without settings."""
+    if preset and preset.background and args.baseline not in preset.background:
+        raise UserError('--baseline', f'--preset {preset.name} has no settings for {args.baseline}',
+                        f'choose {" or ".join(preset.background)}')
+    if preset:
+        args.weights = args.weights or preset.weights_file()
+        args.experiment = args.experiment or preset.experiment
+    if not args.weights:
+        raise UserError('--weights', 'is missing', 'give it; the README says where to get it')
+    name = f'{args.preset or "reproduce"}_{args.baseline}'
+    args.out = portable(args.out or files.REPO / 'runs' / name)
+    if args.lists in (None, 'voc12'):
+        args.lists = f'{args.out}/lists' if preset and preset.lists else 'voc12'
+    else:
+        args.lists = portable(args.lists)
+
+
+def paths_of(args, preset, data):
+    """The chain.Paths of the flags."""
+    of_preset = {'alphas': preset.alphas, 'only': preset.lists} if preset else {}
+    return chain.Paths(
+        weights=portable(args.weights), out=args.out,
+        voc12_root=portable(args.voc12_root or (data.root if args.dataset in BUILT_IN else '')),
+        lists=args.lists, data=None if args.dataset == 'voc12' else data,
+        deeplab_weights=portable(args.deeplab_weights or ''), saliency_dir=portable(args.saliency_dir or ''),
+        experiment=args.experiment or '', masks_crf=args.masks_crf, **of_preset)
+
+
+def describe(recipe, preset, paths, steps, classes):
+    """The description of the run for report/page.py. classes: the data set's ClassSet."""
+    if not (preset and preset.classes):
+        return chain.report_input(recipe, paths, steps, f'{recipe.title} on {classes.name}')
+    title = f'{recipe.title} on {len(preset.classes) - 1} classes of {classes.name}'
+    note = f'Means over {", ".join(preset.classes)}: no figure of {classes.name} as papers report it.'
+    description = chain.report_input(recipe, paths, steps, title, [note])
+    # Published figures are of all classes and other settings: next to these they would mislead.
+    description['rows'] = [{**row, 'published': None, 'classes': preset.classes}
+                           for row in (chain.box_row(recipe, paths), *description['rows'])]
+    return description
 
 
 def check(args, recipe, data):
@@ -87,9 +129,9 @@ def check(args, recipe, data):
                         'leave it out, or add --baseline eps')
 
 
-def added_arguments(texts):
-    """{step: arguments} of the --add flags."""
-    extra = {}
+def added_arguments(texts, preset):
+    """{step: arguments} of the preset and, after them, of the --add flags."""
+    extra = {name: list(argv) for name, argv in preset.items()}
     for text in texts:
         name, *argv = shlex.split(text) or ['']
         extra.setdefault(name, []).extend(argv)

@@ -9,8 +9,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1: all pretrained weights were trained with them
-STD = (0.229, 0.224, 0.225)
+from network.convention import MEAN, STD
 
 # One thread per image: the loader's processes are the parallelism, and OpenCV's threads do not survive a fork.
 cv2.setNumThreads(0)

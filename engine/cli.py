@@ -8,6 +8,7 @@ from pathlib import Path
 from data.description import BUILT_IN, read_dataset
 from engine import distributed, machine, process, runinfo
 from engine.errors import UserError
+from network import names
 from tool.crf import ENGINES
 from tool.recipes import RECIPES, TERMS, Recipe
 
@@ -151,6 +152,7 @@ non_negative_number = number(low=0)
 unit_interval = number(low=0, high=1)
 side = number(int, low=8, high=16384)  # pixels; the networks have stride 8
 scale = number(low=0.05, high=16)  # of an image's sides
+stride = number(int, low=names.STRIDES[0], high=names.STRIDES[-1])  # pixels
 
 
 def text(value):
@@ -312,10 +314,58 @@ def add_run_flags(parser):
     add_switch(parser, '--overwrite', 'start anew although <session>.ckpt exists')
 
 
+# ---------------------------------------------------------------- networks
+
+def backbone(value):
+    """The name of a backbone (argparse type)."""
+    if not names.known(value):
+        raise argparse.ArgumentTypeError(f'{value!r} is unknown; give {names.CHOICES}')
+    return value
+
+
+def add_backbone_flags(parser, script):
+    """--backbone, --stride of a script with --network. Not given they stay None until choose_backbone fills them in."""
+    default = names.PUBLISHED if script == 'train' else f'that of <session>.json beside --weights, or {names.PUBLISHED}'
+    parser.add_argument('--backbone', type=backbone, before=names.PUBLISHED,
+                        help=f'{names.CHOICES}, with the heads of the published network ({default})')
+    parser.add_argument('--stride', type=stride, choices=names.STRIDES, before=names.STRIDES[0],
+                        help="pixels of the image per cell of the backbone's features; 16 takes a quarter of the time "
+                             f'and memory of the last layers ({names.STRIDES[0]})')
+
+
+def choose_backbone(args, network, stored=False):
+    """Fill in args.network, args.backbone and args.stride: as given, else the published ones.
+
+    network: the step's published network, or the recipe's. stored: what <session>.json beside --weights says comes
+    before these. UserError: --network beside --backbone or --stride; a stride that ResNet-38 has not.
+    """
+    for flag in ('backbone', 'stride'):
+        if args.network is not None and getattr(args, flag) is not None:
+            raise UserError('--network', f'is given together with --{flag}', 'give one of the two')
+    found = runinfo.settings_of(args.weights) if stored and args.network is None else {}
+    if args.backbone is None:
+        args.backbone, stored_stride = names.recorded(found)
+        args.stride = args.stride or stored_stride
+    args.stride = args.stride or names.STRIDES[0]
+    # Another module than the project's own is the user's to name: a file from elsewhere must not choose what code runs.
+    if str(found.get('network')).startswith('network.') and found.get('baseline') == getattr(args, 'baseline', None):
+        network = found['network']
+    args.network = network if args.network is None else args.network
+    if args.backbone == names.PUBLISHED and args.stride != names.STRIDES[0]:
+        raise UserError('--stride', f'{names.PUBLISHED} has stride {names.STRIDES[0]} alone',
+                        'leave it out, or choose another --backbone')
+
+
+def network_in_words(args):
+    """The network of a script's flags in one text, for what says how files were made."""
+    return args.network if args.backbone == names.PUBLISHED else names.in_words(args.backbone, args.stride)
+
+
 # ---------------------------------------------------------------- recipes
 
 def add_recipe_flags(parser, script):
-    """--baseline, --background_last, and a flag for every setting of a Recipe that `script` ('train', 'infer') reads.
+    """--baseline, --background_last, --backbone, --stride, and a flag for every setting of a Recipe that `script`
+    ('train', 'infer') reads.
 
     Flags that are not given stay None until chosen_recipe fills in the baseline's values.
     """
@@ -325,6 +375,7 @@ def add_recipe_flags(parser, script):
                              + ', '.join(f'{recipe.name} ({recipe.title})' for recipe in RECIPES.values()) + stored)
     add_switch(parser, '--background_last', '--weights are of published EPS without contrast, where background is the '
                                             'last channel (its files with contrast are recognised)')
+    add_backbone_flags(parser, script)
     for field in recipe_settings(script):
         bounds = {key: field.metadata[key] for key in ('low', 'high', 'above')}
         kind = text if field.metadata['kind'] is str else number(field.metadata['kind'], **bounds)
@@ -359,9 +410,11 @@ def chosen_recipe(args, script):
     UserError where a flag is given that the baseline has no use for, or one is missing that it needs. A weight of 0
     may always be given.
     """
-    if script == 'infer':
-        _as_trained(args)
+    if args.baseline is None:
+        stored = runinfo.settings_of(args.weights).get('baseline')
+        args.baseline = stored if stored in RECIPES else 'seam'
     recipe = RECIPES[args.baseline]
+    choose_backbone(args, recipe.network, stored=script == 'infer')
     changes = {}
     for field in recipe_settings(script):
         changes[field.name] = _resolve(args, field.name, getattr(recipe, field.name))
@@ -369,16 +422,6 @@ def chosen_recipe(args, script):
         weights = {name: _resolve(args, f'w_{name}', recipe.weights.get(name)) for name in TERMS}
         changes['weights'] = {name: weights[name] for name in recipe.weights}
     return dataclasses.replace(recipe, **changes)
-
-
-def _as_trained(args):
-    """Fill --baseline and --network, where they are not given, from the <session>.json beside --weights."""
-    stored = runinfo.settings_of(args.weights)
-    known = stored.get('baseline') if stored.get('baseline') in RECIPES else 'seam'
-    args.baseline = args.baseline or known
-    # Another module than the project's own is the user's to name: a file from elsewhere must not choose what code runs.
-    if args.baseline == known and str(stored.get('network')).startswith('network.'):
-        args.network = args.network or stored['network']
 
 
 def _resolve(args, name, default):

@@ -91,7 +91,8 @@ def write_probabilities(item, cam_dir, folders, iterations, num_classes, convert
 class WalkSettings:
     """How aff_infer.py walks. bg: the background score 0..1, or 'alpha': (1 − strongest CAM)^alpha. beta: exponent of
     the affinities. The walk makes 2^logt steps. crf: how the masks are refined, a key of WALKED_CRFS, or None: not at
-    all. crf_iters: iterations, or None for those of the CRF's settings. engine: what runs the CRF."""
+    all. crf_iters: iterations, or None for those of the CRF's settings. engine: what runs the CRF. stride:
+    pixels per cell of the affinities."""
     bg: object
     alpha: float
     beta: float
@@ -100,6 +101,7 @@ class WalkSettings:
     crf_iters: int
     classes: ClassSet
     engine: CrfEngine = CrfEngine()
+    stride: int = STRIDE
 
 
 def write_pseudo_mask(paths, cam_path, image, affinity, settings):
@@ -112,39 +114,40 @@ def write_pseudo_mask(paths, cam_path, image, affinity, settings):
     background = seeds.alpha_background(cams, settings.alpha) if settings.bg == 'alpha' else settings.bg
     # Walk a map of ones too: where it falls below 1, a border cell was diluted by padding.
     scores = seeds.with_background(seeds.with_background(cams, background), 1)
-    walked = random_walk.walk(cell_means(scores), affinity, settings.beta, 2 ** settings.logt)
-    undiluted, *scores = random_walk.to_pixels(walked, *size)
+    walked = random_walk.walk(cell_means(scores, settings.stride), affinity, settings.beta, 2 ** settings.logt)
+    undiluted, *scores = random_walk.to_pixels(walked, *size, settings.stride)
     if 'npy' in paths:
         # Dividing by that map undoes the dilution, so eval.py --curve can apply any constant background score.
         save_cams(paths['npy'], present, [cam / undiluted for cam in scores[1:]])
     if settings.crf:
-        scores = WALKED_CRFS[settings.crf](image, walked[1:], settings.crf_iters, num_classes, settings.engine)
+        refine = WALKED_CRFS[settings.crf]
+        scores = refine(image, walked[1:], settings.crf_iters, num_classes, settings.engine, settings.stride)
     save_mask(paths['rw'], crf.label_map(scores, [0, *(present + 1)]), settings.classes.palette)
 
 
-def refine_walked(image, walked, iterations, num_classes, engine=CrfEngine()):
+def refine_walked(image, walked, iterations, num_classes, engine=CrfEngine(), stride=STRIDE):
     """The CRF of the segmentation stage on walked scores, divided by their sum. METHOD 6.5.
 
     image: uint8 (H, W, 3). walked: scores of its cells (1 + K, h, w), background first. iterations: None for those of
-    the settings. engine: what runs the CRF. Returns float32 (1 + K, H, W).
+    the settings. engine: what runs the CRF. stride: pixels per cell. Returns float32 (1 + K, H, W).
     """
-    scores = np.maximum(random_walk.to_pixels(walked, *image.shape[:2]), 0)
+    scores = np.maximum(random_walk.to_pixels(walked, *image.shape[:2], stride), 0)
     probabilities = scores / np.maximum(scores.sum(0), crf.CLIP)
     settings = replace(crf.DEEPLAB, iterations=iterations or crf.DEEPLAB.iterations)
     return crf.refine_probabilities(image, probabilities, settings, num_classes - len(scores), **engine.options)
 
 
-def refine_walked_as_published(image, walked, iterations, num_classes, engine=CrfEngine()):
+def refine_walked_as_published(image, walked, iterations, num_classes, engine=CrfEngine(), stride=STRIDE):
     """The CRF that stands commented out in the published code: raw scores, and the image padded as the network sees it.
 
     METHOD 6.5. Arguments and result as in refine_walked.
     """
     height, width = image.shape[:2]
-    size = walked.shape[1] * STRIDE, walked.shape[2] * STRIDE
+    size = walked.shape[1] * stride, walked.shape[2] * stride
     padded = np.full((*size, 3), PADDING_COLOUR, np.uint8)
     padded[:height, :width] = image
     settings = replace(crf.WALK, iterations=iterations or crf.WALK.iterations)
-    scores = random_walk.to_pixels(walked, *size)
+    scores = random_walk.to_pixels(walked, *size, stride)
     refined = crf.refine_probabilities(padded, scores, settings, num_classes - len(scores), **engine.options)
     return refined[:, :height, :width]
 

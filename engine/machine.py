@@ -4,10 +4,12 @@ The choices behind `--threads auto` and `--num_workers auto`. On a core that ano
 for each other at every layer: they were measured to be up to ten times slower than one thread.
 """
 import os
+import platform
 import time
 from pathlib import Path
 
 CPU_TIMES = Path('/proc/stat')  # Linux: a line per core, `cpu3 user nice system idle iowait …`, in ticks
+CPU_INFO = Path('/proc/cpuinfo')  # Linux
 SAMPLE = 0.25  # seconds that the load is watched
 ROUNDING = 0.3  # a core that is idle for 70 % of the time counts as idle
 
@@ -22,6 +24,16 @@ def allowed_cores():
     if hasattr(os, 'sched_getaffinity'):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def processor():
+    """The model of the processor; the name of its architecture where the system does not tell."""
+    try:
+        lines = CPU_INFO.read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError:
+        lines = []
+    found = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return found[0] if found else platform.processor() or platform.machine()
 
 
 def idle_cores():

@@ -12,7 +12,8 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.files import REPO
 
-PACKAGES = ('torch', 'torchvision', 'numpy', 'scipy', 'opencv-python-headless', 'pillow', 'pydensecrf2')
+PACKAGES = ('torch', 'torchvision', 'numpy', 'scipy', 'opencv-python-headless', 'pillow', 'timm',
+            'pydensecrf2')
 
 
 def describe(settings, device=None, **extra):

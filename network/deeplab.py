@@ -3,22 +3,36 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from network import backbones
+from network.names import PUBLISHED, RESNETS, STRIDES, TIMM, known
 from network.resnet38d import ResNet38
-from network.resnet101 import DEEP_STEM, ResNet101, stem_of
+from network.resnet101 import DEEP_STEM, stem_of
 from network.width import scaled, width_of
 from tool.cam import resize
 
-NAMES = ('deeplabv1_resnet38', 'deeplabv1_resnet101', 'deeplabv2_resnet101')
+NAMES = ('deeplabv1_resnet38', 'deeplabv1_resnet101', 'deeplabv2_resnet101')  # the published ones
+
+
+def is_known(name):
+    """Whether `build` knows a name: a published one, or a version and any other backbone, 'deeplabv1_timm:NAME'."""
+    version, _, backbone = name.partition('_')
+    return name in NAMES or (version in ('deeplabv1', 'deeplabv2') and known(backbone) and backbone != PUBLISHED)
+
+
+def rate_at(stride, published):
+    """The rate of a dilated convolution of a head at a stride that sees as far as the published one at stride 8."""
+    return published * STRIDES[0] // stride
 
 
 class ASPP(nn.Module):
-    """Four dilated 3×3 convolutions (rates 6, 12, 18, 24) and the image's mean, each to `channels`, then fused."""
+    """Four dilated 3×3 convolutions (rates 6, 12, 18, 24 at stride 8) and the image's mean, each to `channels`, then
+    fused."""
 
     rates = (6, 12, 18, 24)
 
-    def __init__(self, in_channels, channels):
+    def __init__(self, in_channels, channels, stride=STRIDES[0]):
         super().__init__()
-        for i, rate in enumerate(self.rates, 1):
+        for i, rate in enumerate((rate_at(stride, rate) for rate in self.rates), 1):
             conv = nn.Conv2d(in_channels, channels, 3, padding=rate, dilation=rate, bias=False)
             setattr(self, f'branch{i}', nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)))
         self.branch5_conv = nn.Conv2d(in_channels, channels, 1, bias=False)
@@ -38,7 +52,7 @@ class ASPP(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """What the versions share: a backbone, `head(features)` → logits at stride 8, the way back to the image's size.
+    """What the versions share: a backbone, `head(features)` → logits at its stride, the way back to the image's size.
 
     The head reads the backbone's high level. Only convolutions are to be trained: the
     affine parameters of every BatchNorm have requires_grad off, while its statistics are those of the batch and keep
@@ -74,12 +88,13 @@ class DeepLab(nn.Module):
 
 
 class DeepLabV1(DeepLab):
-    """DeepLab-LargeFOV: one 3×3 convolution of dilation 12, then 1×1. width scales the head's channels."""
+    """DeepLab-LargeFOV: one 3×3 convolution of dilation 12 at stride 8, then 1×1. width scales the head's channels."""
 
     def __init__(self, backbone, in_channels, num_classes, width=1.0):
         super().__init__(backbone)
         channels = scaled(512, width)
-        self.conv_fov = nn.Conv2d(in_channels, channels, 3, padding=12, dilation=12, bias=False)
+        rate = rate_at(backbone.stride, 12)
+        self.conv_fov = nn.Conv2d(in_channels, channels, 3, padding=rate, dilation=rate, bias=False)
         self.bn_fov = nn.BatchNorm2d(channels)
         self.conv_fov2 = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn_fov2 = nn.BatchNorm2d(channels)
@@ -98,7 +113,7 @@ class DeepLabV2(DeepLab):
 
     def __init__(self, backbone, in_channels, num_classes):
         super().__init__(backbone)
-        self.aspp = ASPP(in_channels, 256)
+        self.aspp = ASPP(in_channels, 256, backbone.stride)
         self.dropout1 = nn.Dropout(0.5)
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
 
@@ -107,32 +122,39 @@ class DeepLabV2(DeepLab):
         return self.cls_conv(self.dropout1(self.aspp(x)))
 
 
-def build(name, num_classes, width=1.0, stem=DEEP_STEM, bn_momentum=3e-4):
-    """A DeepLab by name (NAMES), head kaiming-initialised, backbone at random.
+def build(name, num_classes, width=1.0, stem=DEEP_STEM, bn_momentum=3e-4, stride=STRIDES[0]):
+    """A DeepLab by name (is_known), head kaiming-initialised, backbone at random.
 
-    width: factor on the channels of ResNet-38 and its head. stem: of ResNet-101, as its class takes it.
-    bn_momentum: of the BatchNorm statistics in the head and in ResNet-38; ResNet-101 keeps PyTorch's 0.1.
-    Raises ValueError for another name, or for a width with ResNet-101, which has none.
+    width: factor on the channels of ResNet-38 and its head. stem: of a ResNet of torchvision, as its class takes it.
+    bn_momentum: of the BatchNorm statistics in the head and in ResNet-38; other backbones keep their own, ResNet-101
+    PyTorch's 0.1. stride: of the backbone's features, 8 alone for ResNet-38.
+    Raises ValueError for another name, for a width or a stride that the backbone has not; UserError as
+    backbones.build.
     """
-    if name not in NAMES:
+    if not is_known(name):
         raise ValueError(f'unknown network {name!r}: one of {", ".join(NAMES)}')
-    if name == 'deeplabv1_resnet38':
+    version, _, base = name.partition('_')
+    if base == PUBLISHED:
+        if stride != STRIDES[0]:
+            raise ValueError(f'{name} has stride {STRIDES[0]} alone')
         backbone = ResNet38(width)
         return DeepLabV1(backbone, backbone.channels['high'], num_classes, width).prepare(bn_momentum)
     if width != 1:
         raise ValueError(f'{name} has no width factor')
-    backbone = ResNet101(stem)
-    version = DeepLabV1 if name == 'deeplabv1_resnet101' else DeepLabV2
+    backbone = backbones.TORCHVISION[base](stem, stride) if base in RESNETS else backbones.build(base, stride)
+    version = DeepLabV1 if version == 'deeplabv1' else DeepLabV2
     return version(backbone, backbone.channels['high'], num_classes).prepare(bn_momentum)
 
 
 def options_of(name, state_dict):
-    """What of `build`'s options the weights decide: {'width': …} for ResNet-38, {'stem': …} for ResNet-101.
+    """What of `build`'s options the weights decide: {'width': …} for ResNet-38, {'stem': …} for torchvision's ResNets.
 
     state_dict: the backbone's own keys, or those of a whole DeepLab. Raises KeyError where it is neither.
     """
-    prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
-    if name.endswith('resnet38'):
+    prefix, base = backbones.prefix_in(state_dict), name.partition('_')[2]
+    if base.startswith(TIMM):
+        return {}
+    if base == PUBLISHED:
         return {'width': width_of(state_dict, prefix + 'conv1a.weight')}
     if not any(key.startswith(prefix + 'layer4.') for key in state_dict):
         raise KeyError(prefix + 'layer4')
@@ -140,8 +162,10 @@ def options_of(name, state_dict):
 
 
 def name_of(state_dict):
-    """The name of the network that a DeepLab's state dict belongs to, None where it is no DeepLab's."""
+    """The name of the network that a DeepLab's state dict belongs to, with `timm` for every network of timm; None where
+    it is no DeepLab's."""
     if 'cls_conv.weight' not in state_dict:
         return None
     version = 'deeplabv2' if 'aspp.branch1.0.weight' in state_dict else 'deeplabv1'
-    return f'{version}_{"resnet38" if "backbone.conv1a.weight" in state_dict else "resnet101"}'
+    signs = {'conv1a.weight': 'resnet38', 'layer3.6.conv1.weight': 'resnet101', 'layer4.0.conv1.weight': 'resnet50'}
+    return f'{version}_' + next((base for sign, base in signs.items() if f'backbone.{sign}' in state_dict), 'timm')

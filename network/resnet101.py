@@ -1,7 +1,8 @@
-"""ResNet-101 at stride 8 for DeepLab, with the deep or the plain stem. METHOD 1.6."""
+"""ResNet-101 and ResNet-50 at stride 8 or 16, with the deep or the plain stem. METHOD 1.6."""
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from network.convention import at_one_stride
 from network.layout import to_dense, to_mkldnn
 
 DEEP_STEM = (64, 64, 128)
@@ -17,16 +18,21 @@ class ResNet101(ResNet):
 
     The first block of either layer keeps the dilation of the layer before (1 and 2); no multi-grid.
     stem: the channels of the "deep stem" of three 3×3 convolutions; published: 3→64→64→128. None takes torchvision's
-    7×7 convolution, so that its ImageNet weights fit.
+    7×7 convolution, so that its ImageNet weights fit. stride: pixels of the image per cell of every level; at 16,
+    layer3 has its own stride and layer4 dilation 2. not_trained: names of the parameters that Steps 1 and 2 leave as
+    they are, those at stride 2.
     """
 
-    def __init__(self, stem=DEEP_STEM):
-        super().__init__(Bottleneck, [3, 4, 23, 3], replace_stride_with_dilation=[False, True, True])
+    blocks = 3, 4, 23, 3  # of layer1 to layer4
+
+    def __init__(self, stem=DEEP_STEM, stride=8):
+        super().__init__(Bottleneck, list(self.blocks), replace_stride_with_dilation=[False, stride == 8, True])
         del self.avgpool, self.fc
         if stem:
             self._deepen_stem(*stem)
-        self.width, self.stride = 1.0, 8  # it has no width factor
+        self.width, self.stride = 1.0, stride  # it has no width factor
         self.channels = {'low': 512, 'middle': 1024, 'high': 2048}  # of the levels that `features` returns
+        self.not_trained = [name for name, _ in self.named_parameters() if name.startswith(('conv1.', 'bn1.'))]
 
     def _deepen_stem(self, first, second, third):
         """Replace the stem, and layer1, whose first block must read `third` channels in place of 64."""
@@ -41,16 +47,23 @@ class ResNet101(ResNet):
             nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')  # as torchvision does the others
 
     def features(self, x):
-        """Image x (N, 3, H, W), ImageNet-normalised → {'low', 'middle', 'high'}: layer2, layer3, layer4, stride 8."""
+        """Image x (N, 3, H, W), ImageNet-normalised → {'low', 'middle', 'high'}: layer2, layer3, layer4, at one stride.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(to_mkldnn(x, self)))))
         low = self.layer2(self.layer1(x))
         middle = self.layer3(low)
         high = self.layer4(middle)
-        return {'low': to_dense(low), 'middle': to_dense(middle), 'high': to_dense(high)}
+        return at_one_stride([to_dense(x) for x in (low, middle, high)])
 
     def forward(self, x):
         """As features. Overrides torchvision's forward, whose classifier was removed."""
         return self.features(x)
+
+
+class ResNet50(ResNet101):
+    """The same with the 16 blocks of ResNet-50."""
+
+    blocks = 3, 4, 6, 3
 
 
 def stem_of(state_dict, prefix=''):

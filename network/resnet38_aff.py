@@ -8,17 +8,14 @@ from network.width import scaled
 from tool.affinity import affinities
 
 
-class Net(FrozenResNet38):
-    """`resnet38_aff`, with the published state-dict keys.
-
-    width: factor on the channel counts of the backbone and of the affinity features.
-    """
+class AffinityHead:
+    """Mix-in for a backbone, as network.heads.CAMHeads is. The subclass's constructor calls add_affinity_head."""
 
     from_scratch = ('f8_3', 'f8_4', 'f8_5', 'f9')  # new layers: ten times the learning rate
 
-    def __init__(self, width=1.0):
-        super().__init__(width)
-        low, middle, high = scaled(64, width), scaled(128, width), scaled(256, width)
+    def add_affinity_head(self):
+        """Add the layers, in the published order."""
+        low, middle, high = (scaled(channels, self.width) for channels in (64, 128, 256))
         self.f8_3 = nn.Conv2d(self.channels['low'], low, 1, bias=False)
         self.f8_4 = nn.Conv2d(self.channels['middle'], middle, 1, bias=False)
         self.f8_5 = nn.Conv2d(self.channels['high'], high, 1, bias=False)
@@ -26,10 +23,9 @@ class Net(FrozenResNet38):
         for layer in (self.f8_3, self.f8_4, self.f8_5):
             nn.init.kaiming_normal_(layer.weight)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
-        self.freeze()
 
     def affinity_features(self, x):
-        """Image x (N, 3, H, W) → the features that are compared: (N, 448 at width 1, h, w), at stride 8."""
+        """Image x (N, 3, H, W) → the features that are compared: (N, 448 at width 1, h, w), at its stride."""
         features = self.features(x)
         levels = [F.elu(self.f8_3(features['low'])), F.elu(self.f8_4(features['middle'])),
                   F.elu(self.f8_5(features['high']))]
@@ -41,3 +37,15 @@ class Net(FrozenResNet38):
         They are float32 under mixed precision too.
         """
         return affinities(self.affinity_features(x).float())
+
+
+class Net(AffinityHead, FrozenResNet38):
+    """`resnet38_aff`, with the published state-dict keys.
+
+    width: factor on the channel counts of the backbone and of the affinity features.
+    """
+
+    def __init__(self, width=1.0):
+        super().__init__(width)
+        self.add_affinity_head()
+        self.freeze()

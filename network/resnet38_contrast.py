@@ -3,6 +3,8 @@ from network.heads import CAMHeads
 from network.resnet38d import FrozenResNet38
 from tool.cam import resize
 
+HEADS = {}  # of network.heads.CAMHeads.add_heads, on every backbone
+
 
 class Net(CAMHeads, FrozenResNet38):
     """`resnet38_contrast`, with the published state-dict keys. Channel 0 is the background.
@@ -13,7 +15,7 @@ class Net(CAMHeads, FrozenResNet38):
 
     def __init__(self, num_classes, width=1.0):
         super().__init__(width)
-        self.add_heads(num_classes)
+        self.add_heads(num_classes, **HEADS)
         self.freeze()
 
     def forward(self, x):

@@ -5,6 +5,8 @@ Published EPS has the background in the last channel; here it is channel 0, as e
 from network.heads import CAMHeads
 from network.resnet38d import FrozenResNet38
 
+HEADS = {'parts': (), 'dropout': 0}  # of network.heads.CAMHeads.add_heads, on every backbone
+
 
 class Net(CAMHeads, FrozenResNet38):
     """`resnet38_eps`, with the published state-dict keys. Channel 0 is the background.
@@ -14,7 +16,7 @@ class Net(CAMHeads, FrozenResNet38):
 
     def __init__(self, num_classes, width=1.0):
         super().__init__(width)
-        self.add_heads(num_classes, parts=(), dropout=0)
+        self.add_heads(num_classes, **HEADS)
         self.freeze()
 
     def forward(self, x):

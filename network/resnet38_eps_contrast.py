@@ -2,6 +2,8 @@
 from network import resnet38_contrast
 from network.resnet38d import FrozenResNet38
 
+HEADS = {'dropout': 0}  # of network.heads.CAMHeads.add_heads, on every backbone
+
 
 class Net(resnet38_contrast.Net):
     """The network of published EPS + PPC, with the state-dict keys of `resnet38_contrast`. Channel 0 is the background.
@@ -11,5 +13,5 @@ class Net(resnet38_contrast.Net):
 
     def __init__(self, num_classes, width=1.0):
         FrozenResNet38.__init__(self, width)
-        self.add_heads(num_classes, dropout=0)
+        self.add_heads(num_classes, **HEADS)
         self.freeze()

@@ -25,19 +25,20 @@ COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older 
 
 # ---------------------------------------------------------------- reading
 
-def read_weights(path, background_last=False):
+def read_weights(path, background_last=False, remedy='correct --weights'):
     """Read weights: dict name → torch tensor on the CPU, floating-point ones as float32, under our names.
 
     `.params` is MXNet's ImageNet ResNet-38, renamed to our keys; any other suffix is a PyTorch file: a plain state
     dict, or a checkpoint with one in it, whose names wrappers may have lengthened (_read_torch). A ResNet's deep stem
     comes back under our names. EPS weights with background last come back with background first: recognised by their
     key `proj_fc`; plain EPS has no such sign, so `background_last` says it.
+    remedy: what to do where there is no such file.
     UserError: missing, truncated or foreign file, no state dict in it, `background_last` for one in our layout.
     """
     path = Path(path)
     try:
         if not path.is_file():
-            raise UserError(path, 'weights not found', 'correct --weights')
+            raise UserError(path, 'weights not found', remedy)
         _refuse_text(path)
         state = read_mxnet(path) if path.suffix == '.params' else _read_torch(path)
     except OSError as error:
@@ -229,7 +230,7 @@ def load_weights(net, weights, path, required='all'):
     optional = {'all': (), 'inference': getattr(net, 'training_only', ()), 'backbone': net.from_scratch}[required]
     may_miss = tuple(f'{name}.' for name in optional)
     needed = [key for key in report.missing if not key.startswith(may_miss)]
-    network = type(net).__module__
+    network = getattr(net, 'title', type(net).__module__)
     looks = f'it looks like {describe(weights)}'
     if needed:
         raise UserError(path, f'does not fit {network}: {looks}; it lacks {len(needed)} of {len(own)} tensors '
@@ -253,7 +254,7 @@ def describe(state):
     signs = (('cls_conv', 'a DeepLab'), ('f8_5', 'an AffinityNet'), ('proj_fc', 'an EPS + PPC with background last'),
              ('fc_proj', 'a SEAM + PPC or EPS + PPC'), ('f9', 'a SEAM'),
              ('fc8', 'a ResNet-38 classifier (plain EPS, for example)'), ('conv1a', 'a ResNet-38 backbone'),
-             ('layer4', 'a ResNet backbone'))
+             ('layer4', 'a ResNet backbone'), ('conv_stem', 'an EfficientNet or MobileNet backbone'))
     if 'downsample' in parts and state.get('layer1.0.downsample.1.weight', torch.ones(1)).ndim == 4:
         return 'a ResNet-D backbone, which averages before its shortcuts'
     name = next((words for sign, words in signs if sign in parts), 'none of the networks here')

@@ -23,7 +23,7 @@ class Paths:
     from them. experiment: Step 3's experiment ('': the recipe's). masks_crf: train Step 3 on the random walk's masks
     after the CRF (as the published README has it) or before; a recipe without Step 2 takes the CRF's masks.
     data: a data.description.DataSet in place of VOC's lists, its paths absolute if it is a file; then voc12_root may be
-    '', for the data set's own root.
+    '', for the data set's own root. only: folder of the ids that VOC's lists are limited to ('': none).
     """
     weights: str
     out: str
@@ -35,6 +35,7 @@ class Paths:
     masks_crf: bool = True
     alphas: tuple = (4, 24)
     data: object = None
+    only: str = ''
 
     def under(self, name):
         """A path in the run's folder."""
@@ -176,7 +177,7 @@ def seed_steps(recipe, paths):
              '--session_name', session, *saliency, *training_lists(paths), *label_flag(paths),
              '--tblog_dir', paths.under('tblog'), '--resume')
     return [
-        Step('prepare', ('voc12/prepare.py', *root, *out, *saliency),
+        Step('prepare', ('voc12/prepare.py', *root, *out, *saliency, *(('--only', paths.only) if paths.only else ())),
              leaves=(*map(paths.list, ('train', 'train_aug', 'val')), f'{paths.lists}/cls_labels.npy')),
         Step('contrast_train', train, ('prepare',), makes=(f'{session}.*',), leaves=(f'{session}.pth',)),
         infer_step('contrast_infer', recipe, paths, 'train_aug', ''),
@@ -202,6 +203,19 @@ def eval_step(name, paths, split, predict_dir, after, kind='png'):
             '--gt_dir', paths.truth, '--comment', name.removeprefix('eval_'),
             '--type', kind, '--logfile', paths.under(f'scores/{name}.txt'))
     return Step(name, argv + (('--curve', 'True') if kind == 'npy' else ()), (after,))
+
+
+def box_steps(paths):
+    """A centred box of a class of each image's label, what seeds must beat without a network, and its score."""
+    argv = ('toy/centred_box.py', '--list', paths.list('train'), '--voc12_root', paths.voc12_root,
+            '--cls_labels', f'{paths.lists}/cls_labels.npy', '--out', paths.under('box'))
+    return [Step('box', argv, ('prepare',), makes=(paths.under('box'),)),
+            eval_step('eval_box', paths, 'train', paths.under('box'), 'box')]
+
+
+def box_row(recipe, paths):
+    """The row of that score."""
+    return row(recipe, paths, 'box', 'train', 'eval_box', 'fixed', 'A centred box, no network')
 
 
 # ---------------------------------------------------------------- Step 2

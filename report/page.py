@@ -5,7 +5,8 @@ A description (report/chain.py makes one; all parts but title and rows may be ab
     notes         [str]: paragraphs under the title
     supervision   extra supervision beside image-level labels, or ''
     rows          [{'stage', 'split', 'short', 'oracle', 'published': mIoU in % or None, and either 'here': mIoU in % or
-                  'scores': JSON of eval.py or of segmentation's test.py, with 'entry': 'best' | 'fixed' | a variant}]
+                  'scores': JSON of eval.py or of segmentation's test.py, with 'entry': 'best' | 'fixed' | a variant;
+                  'classes': names of those that 'here' is the mean over, all unless given}]
     runs          [{'title', 'session'}]: training runs, path without suffix (.losses.jsonl, .json)
     curves        [{'title', 'scores'}]: JSON files of eval.py --curve
     images        {'list', 'photos': a data.images.PhotoFolders, 'ground_truth': folder or '',
@@ -24,6 +25,7 @@ from engine import files, runinfo
 from engine.loss_log import read_loss_log
 from report import figures, gallery, pipeline
 from report.figures import number
+from report.presets import mean_over
 
 TEMPLATE = Path(__file__).with_name('template.html')
 
@@ -36,7 +38,8 @@ def build(description, path, classes, workers=0):
     runs = [read_run(run) for run in description.get('runs', ())]
     images = description.get('images')
     sections = [results_section(rows), losses_section(runs), curve_section(curves),
-                classes_section(rows, classes.names), gallery.section(images, classes, workers) if images else '',
+                classes_section(rows, rows[0].get('classes') or classes.names),
+                gallery.section(images, classes, workers) if images else '',
                 settings_section(runs), commands_section(description)]
     page = string.Template(TEMPLATE.read_text(encoding='utf-8')).substitute(
         title=html.escape(description['title']), header=header(description, rows),
@@ -71,6 +74,9 @@ def read_row(row):
     else:  # eval.py
         entry = scores[row['entry']] or {}
         found = {'here': entry.get('miou'), 'class_iou': entry.get('class_iou'), 'threshold': entry.get('threshold')}
+    if row.get('classes') and found['class_iou']:
+        found['class_iou'] = {name: found['class_iou'][name] for name in row['classes']}
+        found['here'] = mean_over(found['class_iou'], row['classes'])
     return empty | row | found | {'images': scores['images']}
 
 

@@ -18,6 +18,8 @@ from engine import files, outputs
 from engine.errors import UserError
 from engine.files import REPO
 
+CHILDREN = set()  # the processes of the steps that run now, in any thread
+
 
 @dataclass(frozen=True)
 class Step:
@@ -186,6 +188,7 @@ def run(step, log_dir, quiet):
             subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=messages, text=True, encoding=encoding,
                              errors='backslashreplace') as child, ended_by_sigterm():
         file.write(f'$ {step.line}\n')
+        CHILDREN.add(child)
         try:
             for text in child.stdout:
                 if not quiet:
@@ -198,9 +201,17 @@ def run(step, log_dir, quiet):
         except BaseException:  # nobody reads the output any more, or SIGTERM: a training saves its checkpoint
             child.terminate()
             raise
+        finally:
+            CHILDREN.discard(child)
     if code:
         where = f'see {log}' if quiet else f'see above and {log}'
         raise UserError(step.name, f'ended with exit code {code}', f'{where}; the same command continues from here')
+
+
+def end_children():
+    """End the processes of the steps that other threads run; a training saves its checkpoint first."""
+    for child in list(CHILDREN):
+        child.terminate()
 
 
 @contextlib.contextmanager

@@ -1,20 +1,22 @@
 """The DeepLab of an experiment, with pretrained or with trained weights."""
 from engine.errors import UserError
-from engine.networks import load_with_report
+from engine.networks import load_with_report, read_weights
 from network import deeplab
-from network.weights import describe, read_weights
+from network.backbones import under_backbone
+from network.names import PUBLISHED, STRIDES
+from network.weights import describe
 
 
 def pretrained(config, path, num_classes):
     """The network to train: backbone from `path`; head from `path` if the file holds a head, else Kaiming's normal.
 
-    config: a Config (network, TRAIN_BN_MOM). path: weights of the bare backbone or of a whole DeepLab; their width
-    (ResNet-38) and stem (ResNet-101) decide the network's. UserError: unknown network, weights that do not fit it.
+    config: a Config (network, MODEL_BACKBONE, MODEL_STRIDE, TRAIN_BN_MOM). path: weights of the bare backbone, of a
+    network of Step 1 on it or of a whole DeepLab; their width (ResNet-38) and stem (torchvision's ResNets) decide the
+    network's. UserError: unknown network, weights that do not fit it.
     """
-    state = read_weights(path)
-    if not any(key.startswith('backbone.') for key in state):
-        state = {f'backbone.{key}': value for key, value in state.items()}
+    state = read_weights(path, config.MODEL_BACKBONE)
     net = _build(config, state, path, num_classes, bn_momentum=config.TRAIN_BN_MOM)
+    state = under_backbone(net.backbone, state)
     load_with_report(net, state, path, required='backbone')
     return net
 
@@ -24,9 +26,9 @@ def trained(config, path, num_classes, state=None):
 
     UserError: missing file, weights of another network.
     """
-    state = read_weights(path) if state is None else state
+    state = read_weights(path, PUBLISHED) if state is None else state
     found = deeplab.name_of(state)
-    if found != config.network:
+    if found != config.network.partition(':')[0]:
         raise UserError(path, f'holds {found or describe(state)}, experiment {config.EXP_NAME} needs {config.network}',
                         'give the weights of this experiment, or choose another with --experiment')
     net = _build(config, state, path, num_classes)
@@ -35,10 +37,13 @@ def trained(config, path, num_classes, state=None):
 
 
 def _build(config, state, path, num_classes, **options):
-    if config.network not in deeplab.NAMES:
+    if config.MODEL_BACKBONE == PUBLISHED and config.MODEL_STRIDE != STRIDES[0]:
+        raise UserError('--stride', f'{PUBLISHED} has stride {STRIDES[0]} alone',
+                        'leave it out, or choose another --backbone')
+    if not deeplab.is_known(config.network):
         raise UserError('--MODEL_NAME', f'there is no {config.network}', f'use one of {", ".join(deeplab.NAMES)}')
     try:
-        options |= deeplab.options_of(config.network, state)
+        options |= {'stride': config.MODEL_STRIDE} | deeplab.options_of(config.network, state)
     except KeyError:
         raise UserError(path, f'holds {describe(state)}, {config.network} needs a {config.MODEL_BACKBONE}',
                         'give weights of that backbone, or choose another --experiment') from None

@@ -14,7 +14,7 @@ from engine.crf_workers import SeedSettings
 from engine.device import autocast, choose_precision, select_device, to_device
 from engine.errors import UserError
 from engine.networks import network_for_inference
-from network import deeplab
+from network import deeplab, names
 from network.weights import describe, read_weights
 from segmentation import inference, model, prediction
 from segmentation.experiment.config import Config
@@ -74,11 +74,11 @@ class Predictor:
         """What the network says of a photo, uint8 (h, w, 3), as self.after takes it."""
         raise NotImplementedError
 
-    def decided(self, network, names):
-        """The flags `names` and those that all networks have, as `decides`; the CRF's only where there is one."""
-        names = ('max_side', 'scales', *names, 'amp', 'crf', *(('crf_iters', 'crf_engine') if self.args.crf else ()))
+    def decided(self, network, flags):
+        """The flags `flags` and those that all networks have, as `decides`; the CRF's only where there is one."""
+        flags = ('max_side', 'scales', *flags, 'amp', 'crf', *(('crf_iters', 'crf_engine') if self.args.crf else ()))
         return {'network': network, 'class_names': self.after.classes.names,
-                **{name: getattr(self.args, name) for name in names}}
+                **{flag: getattr(self.args, flag) for flag in flags}}
 
 
 class OfDeepLab(Predictor):
@@ -89,15 +89,14 @@ class OfDeepLab(Predictor):
             if getattr(args, flag) != absent:
                 raise UserError(f'--{flag}', f'is of networks of Step 1, and {args.weights} holds a DeepLab',
                                 'leave it out')
-        version, backbone = name.split('_', 1)
         self.args, self.device = args, device
-        self.config = Config(MODEL_NAME=version, MODEL_BACKBONE=backbone, TEST_MULTISCALE=tuple(args.scales),
-                             TEST_FLIP=args.flip)
+        self.config = Config(MODEL_NAME=name.split('_', 1)[0], TEST_MULTISCALE=tuple(args.scales), TEST_FLIP=args.flip,
+                             **backbone_of(args, name.split('_', 1)[1]))
         net = model.trained(self.config, args.weights, classes.num_classes, state)
         self.net = to_device(net, device, args.amp).eval()
         args.crf_iters = args.crf_iters or DEEPLAB.iterations
         self.after = prediction.OfProbabilities(classes, args.crf_iters if args.crf else None, engine_of(args, device))
-        self.decides = self.decided(name, ('flip',))
+        self.decides = self.decided(self.config.network_in_words, ('flip',))
 
     def look(self, pixels):
         """Probabilities, float32 (C, h, w)."""
@@ -120,8 +119,9 @@ class OfStep1(Predictor):
         settings = SeedSettings(args.background_score, self.recipe.seed_crf, self.recipe.crf_iters,
                                 self.recipe.crf_alpha, classes, engine_of(args, device))
         self.after = prediction.OfCams(settings, args.crf, None if self.named is not None else args.class_score)
-        names = 'background_score', 'baseline', 'map', 'background_last'
-        self.decides = self.decided(args.network, (*names, 'class_score' if self.named is None else 'classes'))
+        flags = ['background_score', 'baseline', 'map', 'background_last']
+        flags.append('class_score' if self.named is None else 'classes')
+        self.decides = self.decided(cli.network_in_words(args), flags)
 
     def look(self, pixels):
         """A prediction.Cams. The classifier scores the photo at its own scale, without the flip."""
@@ -152,6 +152,20 @@ def class_set(args):
     return classes
 
 
+def backbone_of(args, seen):
+    """{'MODEL_BACKBONE', 'MODEL_STRIDE'} of a DeepLab: of --backbone and --stride, else as the <session>.json beside
+    the weights says. seen: the backbone by the tensors' names, which do not tell timm's networks apart, nor strides.
+
+    UserError: a network of timm that neither names.
+    """
+    stored, stride = names.recorded(runinfo.settings_of(args.weights), 'MODEL_BACKBONE', 'MODEL_STRIDE')
+    backbone = args.backbone or (stored if seen == 'timm' else seen)
+    if seen == 'timm' and not backbone.startswith(names.TIMM):
+        raise UserError('--backbone', f'{args.weights} holds a DeepLab on a network of timm, and no <session>.json '
+                                      'beside it says which', 'give its name, with --stride if that was 16')
+    return {'MODEL_BACKBONE': backbone, 'MODEL_STRIDE': args.stride or stride}
+
+
 def engine_of(args, device):
     """The CrfEngine that --crf asks for."""
     return chosen_engine(args.crf_engine, device) if args.crf else CrfEngine()
@@ -166,10 +180,10 @@ def fill_in(args, state):
     args.background_score = BACKGROUND_SCORE if args.background_score is None else args.background_score
 
 
-def indices(names, classes):
+def indices(wanted, classes):
     """The foreground indices of class names, ascending, int64 (K,). UserError naming one that the ClassSet lacks."""
-    for name in names:
+    for name in wanted:
         if name not in classes.foreground:
             raise UserError('--classes', f'{name!r} is no class of {classes.name}',
                             f'choose from {", ".join(classes.foreground)}')
-    return np.array(sorted({classes.foreground.index(name) for name in names}), np.int64)
+    return np.array(sorted({classes.foreground.index(name) for name in wanted}), np.int64)

@@ -260,7 +260,7 @@ def test_ablation_writes_where_it_is_told(tmp_path, monkeypatch):
     ablation.main(ablation.get_args_parser().parse_args(['--out', 'mine', '--seeds', '1', '--rows', 'SEAM']))
     (steps, log), = seen
     assert str(log) == f'{tmp_path}/mine/logs'
-    assert steps[0].argv[2] == tmp_path / 'mine' / 'VOC2012'
+    assert str(steps[0].argv[2]) == f'{tmp_path}/mine/VOC2012'
     assert (tmp_path / 'mine' / 'table.md').exists()
 
 

@@ -238,3 +238,22 @@ def test_other_classes_are_refused_without_the_flag_and_in_the_folder_of_vocs_li
     assert "names the class 'cup', which PASCAL VOC 2012 lacks" in said and '--classes' in said
     said = assert_refused(capsys, 'voc12/prepare', '--voc12_root', devkit, '--classes', 'cup')
     assert '--out: is the folder of the lists of VOC' in said
+# ---------------------------------------------------------------- --only
+
+def test_lists_can_be_limited_to_the_ids_of_others(devkit, out, tmp_path):
+    (tmp_path / 'only').mkdir()
+    (tmp_path / 'only/train.txt').write_text('2007_000039\n')
+    (tmp_path / 'only/train_aug.txt').write_text(f'{EXTRA}\n2007_000039\n')
+    prepare(devkit, out, '--only', tmp_path / 'only')
+    assert read_list(out / 'train.txt') == ['2007_000039']
+    assert read_list(out / 'train_aug.txt') == [EXTRA, '2007_000039']  # in the order of the others
+    assert not (out / 'val.txt').exists()
+    assert set(read_labels(out / 'cls_labels.npy', VOC.num_foreground)) == {EXTRA, '2007_000039'}
+
+
+def test_ids_that_the_devkit_lacks_and_a_folder_without_lists_are_refused(devkit, out, tmp_path, capsys):
+    (tmp_path / 'only').mkdir()
+    assert_prepare_refuses(capsys, devkit, out, '--only', 'has no list', flags=('--only', tmp_path / 'only'))
+    (tmp_path / 'only/train.txt').write_text('2007_000039\nother\n')
+    assert_prepare_refuses(capsys, devkit, out, 'names 1 ids that the devkit lacks, other the first',
+                           flags=('--only', tmp_path / 'only'))

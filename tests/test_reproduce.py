@@ -195,7 +195,8 @@ ROW_TERMS = {
     'EPS + PPC': SEAM | CONTRAST | {'saliency', 'saliency_rv'}}
 
 
-ABLATION = ablation.get_args_parser().parse_args(['--out', 'out'])
+ABLATION = ablation.get_args_parser().parse_args(['--out', 'out', '--voc12_root', 'VOC2012'])
+ABLATION.weights = 'toy/backbone.pth'
 
 
 @pytest.mark.parametrize('row', ablation.ROWS)

@@ -184,11 +184,12 @@ def test_experiments_have_the_published_settings(name, network):
 
 
 VALUES = {str: 'text', int: 9, float: 0.25, tuple: (0.25, 0.75), bool: False}  # of a flag, by the type of its field
+CHOICES = {'MODEL_BACKBONE': 'resnet50', 'MODEL_STRIDE': 16}  # of the fields that take few values
 
 
 @pytest.mark.parametrize('field', dataclasses.fields(configs.Config), ids=lambda field: field.name)
 def test_every_field_is_a_flag(field):
-    value = VALUES[field.type]
+    value = CHOICES.get(field.name, VALUES[field.type])
     for name in field.metadata['scripts']:
         argv = [f'--{field.name}', *map(str, value if field.type is tuple else [value])]
         args = script(f'segmentation/experiment/{name}').get_args_parser().parse_args(argv)

@@ -57,7 +57,9 @@ def parsed(name, baseline):
     parser = script(name).get_args_parser()
     required = ['--weights', 'w.pth', '--session_name', 's']
     if baseline is None:
-        return parser, parser.parse_args([*required, '--la_crf_dir', 'low', '--ha_crf_dir', 'high'])
+        args = parser.parse_args([*required, '--la_crf_dir', 'low', '--ha_crf_dir', 'high'])
+        cli.choose_backbone(args, args.network or 'network.resnet38_aff')
+        return parser, args
     saliency = ['--saliency_dir', 'd'] if RECIPES[baseline].saliency else []
     args = parser.parse_args([*required, '--baseline', baseline, *saliency])
     cli.chosen_recipe(args, 'train')

@@ -5,7 +5,7 @@ Pair geometry is in tool/pairs.py. Plain twin of the labels: reference/affinity_
 import numpy as np
 import torch
 
-from tool.pairs import cell_means, pair_views
+from tool.pairs import STRIDE, cell_means, pair_views
 
 EPSILON = 1e-5
 # Published: half of the loss for pairs of one label (background and foreground equally), half for pairs of two.
@@ -51,14 +51,15 @@ class PairDistance(torch.autograd.Function):
         return result
 
 
-def cell_labels(low, high, ignore):
+def cell_labels(low, high, ignore, stride=STRIDE):
     """What the CRFs under a low and a high alpha (much and little background) agree on, cell by cell.
 
     low, high: (classes (K,), scores (K, H, W)), with label 0 = background; scores are 0 outside the image.
+    stride: pixels per cell.
     Returns uint8 (h, w): a class where even `low` sees it, background where even `high` sees it, `ignore` elsewhere and
     outside the image.
     """
-    (low_label, low_score), (high_label, high_score) = (_strongest(*maps) for maps in (low, high))
+    (low_label, low_score), (high_label, high_score) = (_strongest(*maps, stride) for maps in (low, high))
     label = low_label.copy()
     label[low_label == 0] = ignore
     label[high_label == 0] = 0
@@ -66,9 +67,9 @@ def cell_labels(low, high, ignore):
     return label
 
 
-def _strongest(classes, scores):
+def _strongest(classes, scores, stride):
     """Each cell's label and its mean score: uint8 (h, w), float32 (h, w)."""
-    means = cell_means(scores)
+    means = cell_means(scores, stride)
     return np.asarray(classes, np.uint8)[means.argmax(0)], means.max(0)
 
 

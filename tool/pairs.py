@@ -1,18 +1,19 @@
-"""The grid that AffinityNet works on: cells of 8×8 pixels, and which of them form pairs. METHOD 1.5, 6.2.
+"""The grid that AffinityNet works on: cells of pixels, and which of them form pairs. METHOD 1.5, 6.2.
 
 Works on arrays and tensors alike and imports no torch: worker processes that only walk need not load it.
 """
 import numpy as np
 
-STRIDE = 8  # pixels of the image per cell of the feature map
+STRIDE = 8  # pixels of the image per cell of the feature map, as published; a backbone may have another
 RADIUS = 5  # two cells form a pair if they are less than RADIUS apart
 
 
-def cell_means(maps):
-    """Mean of every 8×8 cell: maps (K, H, W) float → float32 (K, ⌈H/8⌉, ⌈W/8⌉), 0 beyond the image."""
+def cell_means(maps, stride=STRIDE):
+    """Mean of every cell of stride×stride pixels: maps (K, H, W) float → float32 (K, ⌈H/stride⌉, ⌈W/stride⌉), 0 beyond
+    the image."""
     count, height, width = maps.shape
-    padded = np.pad(maps, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE)))
-    cells = padded.reshape(count, padded.shape[1] // STRIDE, STRIDE, padded.shape[2] // STRIDE, STRIDE)
+    padded = np.pad(maps, ((0, 0), (0, -height % stride), (0, -width % stride)))
+    cells = padded.reshape(count, padded.shape[1] // stride, stride, padded.shape[2] // stride, stride)
     return cells.mean((2, 4), dtype=np.float32)
 
 

@@ -43,7 +43,8 @@ def walk(scores, affinity, beta, steps):
     return vectors.T.reshape(scores.shape).astype(np.float32)
 
 
-def to_pixels(scores, height, width):
-    """Scores of cells (K, h, w) → of the image's pixels (K, height, width): bilinear, corners not aligned, cropped."""
-    size = scores.shape[2] * STRIDE, scores.shape[1] * STRIDE
+def to_pixels(scores, height, width, stride=STRIDE):
+    """Scores of cells (K, h, w) of stride×stride pixels → of the image's pixels (K, height, width): bilinear, corners
+    not aligned, cropped."""
+    size = scores.shape[2] * stride, scores.shape[1] * stride
     return np.stack([cv2.resize(score, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for score in scores])

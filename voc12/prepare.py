@@ -62,6 +62,19 @@ def read_splits(root):
     return {name: with_photos(name, ids, root) for name, ids in splits.items()}
 
 
+def part_of(splits, folder):
+    """Of each list the ids that <folder>/<name>.txt has too. UserError where the folder names ids that a list lacks."""
+    chosen = {name: read_list(path, '--only') for name in splits if (path := folder / f'{name}.txt').is_file()}
+    if not chosen:
+        raise UserError('--only', f'{folder} has no list of any of these names: {", ".join(splits)}', 'correct it')
+    for name, ids in chosen.items():
+        lacking = sorted(set(ids).difference(splits[name]))
+        if lacking:
+            raise UserError(folder / f'{name}.txt', f'names {len(lacking)} ids that the devkit lacks, {lacking[0]} the '
+                            'first', 'complete the devkit, or correct --voc12_root')
+    return chosen
+
+
 def with_photos(name, ids, root):
     """Those ids of the list `name` that have a photo, and a warning that counts the others: no script takes them.
 
@@ -204,6 +217,8 @@ def get_args_parser():
     parser.add_argument('--classes', nargs='+', metavar='NAME', help="your own classes in place of VOC's, in the order "
                                                                      'of the labels; <out>/dataset.yaml names them')
     parser.add_argument('--out', default=str(files.REPO / 'voc12'), help='folder for the lists and cls_labels.npy')
+    parser.add_argument('--only', help='folder of lists of these names; take of each list the ids that are in its '
+                                       'namesake there, and leave lists without one out')
     parser.add_argument('--saliency_dir', help='folder of saliency maps <id>.png to check (nothing is written)')
     cli.add_worker_flag(parser)
     return parser
@@ -217,6 +232,8 @@ def main(args):
         classes = ClassSet('--classes', tuple(args.classes))
     out = files.out_dir(args.out, '--out')
     splits = read_splits(root)
+    if args.only:
+        splits = part_of(splits, Path(args.only))
     labels = read_all_labels(sorted(set().union(*splits.values())), root / 'Annotations', classes)
     if not labels:
         raise UserError(root / 'Annotations', 'holds no annotation of any listed image',

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine import cli, files, runinfo
 from engine.errors import UserError
+from network import names
 
 
 def setting(default, help, scripts='train', type=str, **flag):
@@ -26,10 +27,12 @@ class Config:
         '', 'path without suffix of what training writes: <name>.pth, .ckpt, .json, .losses.jsonl', 'train test',
         type=cli.session)
     MODEL_NAME: str = setting('deeplabv1', 'deeplabv1 or deeplabv2', 'train test')
-    MODEL_BACKBONE: str = setting('resnet38', 'resnet38 or resnet101', 'train test')
+    MODEL_BACKBONE: str = setting(names.PUBLISHED, names.CHOICES, 'train test', type=cli.backbone)
+    MODEL_STRIDE: int = setting(names.STRIDES[0], "pixels of the image per cell of the backbone's features",
+                                'train test', type=cli.stride, choices=names.STRIDES)
     MODEL_BACKBONE_PRETRAIN: str = setting(
         'models/ilsvrc-cls_rna-a1_cls1000_ep-0001.params',
-        'pretrained weights: ResNet-38 .params or .pth, ResNet-101 .pth with deep or plain (torchvision) stem')
+        'pretrained weights of the backbone: .pth, of ResNet-38 .params too')
     DATA_PSEUDO_GT: str = setting('', 'folder of the pseudo masks, <id>.png', empty=True)
     DATA_RANDOMCROP: int = setting(448, 'side of the training crop in pixels', type=cli.side)
     DATA_RANDOMSCALE: tuple = setting((0.5, 1.5), 'lowest and highest factor of the random scale',
@@ -64,6 +67,11 @@ class Config:
         """Name of the network, for network.deeplab.build."""
         return f'{self.MODEL_NAME}_{self.MODEL_BACKBONE}'
 
+    @property
+    def network_in_words(self):
+        """The network in one text, for what says how files were made."""
+        return names.in_words(self.network, self.MODEL_STRIDE)
+
 
 EXPERIMENTS = {config.EXP_NAME: config for config in (
     Config(EXP_NAME='SEAM_deeplabv1_resnet38'),
@@ -75,9 +83,11 @@ EXPERIMENTS = {config.EXP_NAME: config for config in (
 DEFAULT = 'SEAM_deeplabv1_resnet38'
 
 # Second names of flags: those that the other scripts use.
+BACKBONE = {'MODEL_BACKBONE': '--backbone', 'MODEL_STRIDE': '--stride'}
 ALSO = {
-    'train': {'EXP_NAME': '--session_name', 'DATA_PSEUDO_GT': '--pseudo_gt', 'MODEL_BACKBONE_PRETRAIN': '--weights'},
-    'test': {'EXP_NAME': '--session_name'},
+    'train': {**BACKBONE, 'EXP_NAME': '--session_name', 'DATA_PSEUDO_GT': '--pseudo_gt',
+              'MODEL_BACKBONE_PRETRAIN': '--weights'},
+    'test': {**BACKBONE, 'EXP_NAME': '--session_name'},
 }
 
 
@@ -88,24 +98,32 @@ def add_flags(parser, script):
                         help=f'the experiment that gives all defaults below{stored}')
     for field in dataclasses.fields(Config):
         if script in field.metadata['scripts']:
-            names = [f'--{field.name}'] + ([ALSO[script][field.name]] if field.name in ALSO[script] else [])
+            flags = [f'--{field.name}'] + ([ALSO[script][field.name]] if field.name in ALSO[script] else [])
             default = getattr(EXPERIMENTS[DEFAULT], field.name)
-            parser.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, **field.metadata['flag'],
+            parser.add_argument(*flags, dest=field.name, default=argparse.SUPPRESS, **field.metadata['flag'],
                                 help=f'{field.metadata["help"]} ({DEFAULT}: {default})')
 
 
 def as_trained(args):
-    """Fill --experiment, --MODEL_NAME and --MODEL_BACKBONE from the <session>.json beside --weights; what is given
-    stays."""
-    stored = runinfo.settings_of(args.weights) if args.weights else {}
-    args.experiment = stored['experiment'] if stored.get('experiment') in EXPERIMENTS else DEFAULT
-    for name in {'MODEL_NAME', 'MODEL_BACKBONE'} & set(stored):
-        setattr(args, name, getattr(args, name, stored[name]))
+    """Fill what no flag says from the <session>.json beside the weights of test.py: the experiment and its network, and
+    a backbone that no experiment has, which --experiment cannot name."""
+    stored = runinfo.settings_of(args.weights or f'{getattr(args, "EXP_NAME", args.experiment or DEFAULT)}.pth')
+    backbone = names.recorded(stored, *BACKBONE)
+    is_own = backbone not in [(config.MODEL_BACKBONE, config.MODEL_STRIDE) for config in EXPERIMENTS.values()]
+    found = {}
+    if args.experiment is None:
+        args.experiment = stored['experiment'] if stored.get('experiment') in EXPERIMENTS else DEFAULT
+        found = {name: stored[name] for name in ('MODEL_NAME',) if name in stored}
+        is_own = is_own or BACKBONE.keys() <= stored.keys()
+    if is_own and not any(hasattr(args, name) for name in BACKBONE):  # the two go together
+        found |= dict(zip(BACKBONE, backbone))
+    for name, value in found.items():
+        setattr(args, name, getattr(args, name, value))
 
 
 def effective(args):
     """The Config of parsed flags: the experiment's, with what the command line sets. UserError: impossible value."""
-    if args.experiment is None:
+    if hasattr(args, 'weights'):
         as_trained(args)
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if hasattr(args, field.name)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

@@ -86,8 +86,8 @@ def folders(out_dir, server):
 
 def what_decides(args, config, weights):
     """The settings that the predictions depend on, as a JSON-ready dict."""
-    return {'kind': 'predictions', 'experiment': args.experiment, 'network': config.network, 'weights': str(weights),
-            'weights_sha256': runinfo.digest(weights), 'scales': list(config.TEST_MULTISCALE),
+    return {'kind': 'predictions', 'experiment': args.experiment, 'network': config.network_in_words,
+            'weights': str(weights), 'weights_sha256': runinfo.digest(weights), 'scales': list(config.TEST_MULTISCALE),
             'flip': config.TEST_FLIP, 'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine, 'amp': args.amp}
 
 

