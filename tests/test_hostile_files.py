@@ -3,6 +3,7 @@
 Bytes are drawn, sound files are damaged, and files are put together of the pieces of their formats, which come further.
 """
 import io
+import json
 import os
 import struct
 import tracemalloc
