@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from engine.errors import UserError
@@ -28,10 +29,11 @@ COUNTERS = 'num_batches_tracked'  # BatchNorm's step counter: absent from older 
 def read_weights(path, background_last=False, remedy='correct --weights'):
     """Read weights: dict name → torch tensor on the CPU, floating-point ones as float32, under our names.
 
-    `.params` is MXNet's ImageNet ResNet-38, renamed to our keys; any other suffix is a PyTorch file: a plain state
-    dict, or a checkpoint with one in it, whose names wrappers may have lengthened (_read_torch). A ResNet's deep stem
-    comes back under our names. EPS weights with background last come back with background first: recognised by their
-    key `proj_fc`; plain EPS has no such sign, so `background_last` says it.
+    `.params` is MXNet's ImageNet ResNet-38, renamed to our keys; `.safetensors` a state dict in that form, which pages
+    of timm's weights have; any other suffix is a PyTorch file: a plain state dict, or a checkpoint with one in it,
+    whose names wrappers may have lengthened (_read_torch). A ResNet's deep stem comes back under our names. EPS weights
+    with background last come back with background first: recognised by their key `proj_fc`; plain EPS has no such
+    sign, so `background_last` says it.
     remedy: what to do where there is no such file.
     UserError: missing, truncated or foreign file, no state dict in it, `background_last` for one in our layout.
     """
@@ -40,7 +42,7 @@ def read_weights(path, background_last=False, remedy='correct --weights'):
         if not path.is_file():
             raise UserError(path, 'weights not found', remedy)
         _refuse_text(path)
-        state = read_mxnet(path) if path.suffix == '.params' else _read_torch(path)
+        state = {'.params': read_mxnet, '.safetensors': _read_safetensors}.get(path.suffix, _read_torch)(path)
     except OSError as error:
         raise UserError(path, f'weights cannot be read ({error.strerror or error})', 'check the file') from error
     if background_last and 'fc_proj.weight' in state:
@@ -58,6 +60,20 @@ def _refuse_text(path):
         raise UserError(path, 'is a web page, not weights', 'open the address in a browser, download the file itself')
     if start.startswith(b'version https://git-lfs'):
         raise UserError(path, 'is a pointer of git LFS, not the weights themselves', 'fetch them with git lfs pull')
+
+
+def _read_safetensors(path):
+    """The tensors of a .safetensors file. UserError where it is none."""
+    try:
+        return _as_float32(safetensors.torch.load_file(path))
+    except safetensors.SafetensorError as error:
+        raise UserError(path, f'not a file of safetensors ({error})', 'download it again') from error
+
+
+def _as_float32(state):
+    """A state dict whose floating-point tensors are float32."""
+    return {key: value.detach().float() if value.is_floating_point() else value.detach()
+            for key, value in state.items()}
 
 
 class _Unread:
@@ -94,14 +110,13 @@ def _read_torch(path):
         raise
     except Exception as error:  # torch.load raises many exception types on files it did not write
         raise UserError(path, f'not a file of PyTorch weights ({_reason(error)})',
-                        'give a .pth, .ckpt or .params') from error
+                        'give a .pth, .ckpt, .safetensors or .params') from error
     state = {_unwrapped(key): value for key, value in _state_in(path, loaded).items()}
     _refuse_unsound(path, state)
     for word in ('model.', 'net.'):
         if all(key.startswith(word) for key in state):
             state = {key.removeprefix(word): value for key, value in state.items()}
-    return {key: value.detach().float() if value.is_floating_point() else value.detach()
-            for key, value in state.items()}
+    return _as_float32(state)
 
 
 def _refuse_unsound(path, state):

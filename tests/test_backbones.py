@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from data.masks import read_mask
 from engine.errors import UserError
 from engine.files import REPO
 from engine.loss_log import read_loss_log
-from network import backbones, deeplab, names, on_backbone
+from network import backbones, deeplab, names, on_backbone, weights
 from network.convention import MEAN, STD
 from tool import pairs, random_walk
 from voc12.classes import VOC
@@ -164,6 +165,17 @@ def test_files_with_timms_names_find_their_place_however_timm_wraps_the_network(
         assert all(backbone.state_dict()[key].shape == named[key].shape for key in own)
 
 
+def test_safetensors_are_read_as_float32_and_other_files_of_that_name_refused(tmp_path):
+    state = {'conv1.weight': torch.rand(2, 3, dtype=torch.float16), 'steps': torch.tensor([7])}
+    safetensors.torch.save_file(state, tmp_path / 'model.safetensors')
+    found = weights.read_weights(tmp_path / 'model.safetensors')
+    assert found['conv1.weight'].dtype == torch.float32 and found['steps'].tolist() == [7]
+    assert torch.equal(found['conv1.weight'], state['conv1.weight'].float())
+    (tmp_path / 'damaged.safetensors').write_bytes(b'\xff' * 100)
+    with pytest.raises(UserError, match='damaged.safetensors: not a file of safetensors'):
+        weights.read_weights(tmp_path / 'damaged.safetensors')
+
+
 def test_files_of_other_efficientnets_are_timms_in_order():
     with torch.device('meta'):
         theirs = timm.create_model('tf_efficientnet_lite0').state_dict()
@@ -247,7 +259,9 @@ def test_deeplabs_backbone_is_the_files_where_no_experiment_has_it(tmp_path):
     def config(settings, *flags):
         (tmp_path / 'run.json').write_text(json.dumps({'settings': settings}))
         module = script(f'{SEGMENTATION}test')
-        return module.configs.effective(module.get_args_parser().parse_args([*flags]), tmp_path / 'run.pth')
+        args = module.get_args_parser().parse_args(['--weights', str(tmp_path / 'run.pth'), *flags])
+        return module.configs.effective(args)
+
     assert config({'MODEL_BACKBONE': 'timm:resnet18', 'MODEL_STRIDE': 16}).network_in_words == \
         'deeplabv1_timm:resnet18, stride 16'
     assert config({'MODEL_BACKBONE': 'timm:resnet18'}, '--backbone', 'resnet50').network == 'deeplabv1_resnet50'
