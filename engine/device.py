@@ -98,3 +98,18 @@ def to_device(net, device, amp):
 def device_name(device):
     """Words for a torch.device: the card's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else runinfo.processor()
+
+
+def random_state(device):
+    """The states of the generators that a step on `device` draws from: {'cpu': tensor, and 'cuda' there}."""
+    state = {'cpu': torch.get_rng_state()}
+    if device.type == 'cuda':
+        state['cuda'] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state, device):
+    """Put the generators where random_state found them, those of CUDA where it knows them."""
+    torch.set_rng_state(state['cpu'])
+    if device.type == 'cuda' and 'cuda' in state:
+        torch.cuda.set_rng_state(state['cuda'], device)
