@@ -9,10 +9,10 @@ import os
 
 import torch
 
-from engine import distributed
 from engine.device import random_state
 from engine.errors import UserError
 from engine.files import atomic
+from engine.ranks import is_main
 
 FORMAT = 2  # checkpoints without it were made before 'settings' named the baseline as it is now
 
@@ -21,7 +21,7 @@ FORMAT = 2  # checkpoints without it were made before 'settings' named the basel
 UNCHECKED = {'resume', 'overwrite', 'num_workers', 'threads', 'device', 'tblog_dir', 'save_every', 'log_every',
              'picture_every', 'session_name', 'weights', 'voc12_root', 'cls_labels', 'saliency_dir', 'convert_rgb',
              'train_list', 'val_list', 'la_crf_dir', 'ha_crf_dir', 'DATA_PSEUDO_GT', 'MODEL_BACKBONE_PRETRAIN',
-             'allow_unusual_masks'}
+             'allow_unusual_masks', 'accumulate'}
 
 # Settings that a resumed run may change, and then says so: what to change where a loss is not finite.
 ADVISED = {'lr', 'TRAIN_LR', 'amp'}
@@ -53,7 +53,8 @@ class RunCheckpoint:
         if not overwrite:
             raise UserError(self.path, 'this session has a checkpoint already', 'add --resume to continue it, '
                             '--overwrite to start anew, or choose another --session_name')
-        self.path.unlink()
+        if is_main():
+            self.path.unlink()
         return 0
 
     def _load(self, before, max_step):
@@ -74,7 +75,7 @@ class RunCheckpoint:
     def save(self, step, epoch):
         """Write the state of now."""
         self.saved = step
-        if distributed.is_main():
+        if is_main():
             state = {name: held.state_dict() for name, held in self.held.items()}
             state |= {'step': step, 'epoch': epoch, 'random': random_state(self.device)}
             save_checkpoint(self.path, state, self.settings)

@@ -1,7 +1,7 @@
 """Building the network of a `--network` flag at the width of its weights, and loading them. METHOD 2."""
-from engine import distributed
 from engine.device import to_device
 from engine.errors import UserError
+from engine.ranks import is_main
 from network import weights
 
 
@@ -37,7 +37,7 @@ def network_for_inference(args, device, recipe=None, method='cams', **options):
 def load_with_report(net, state, path, required='all'):
     """network.weights.load_weights, and one line that says what was loaded, printed by the main process."""
     report = weights.load_weights(net, state, path, required)
-    if distributed.is_main():
+    if is_main():
         print(f'{path}: {weights.describe(state)}; {report}')
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from engine import files, runinfo
 from engine.loss_log import LossLog
 from engine.pending import PendingLosses
+from engine.ranks import is_main
 from engine.tensorboard import TensorBoard
 
 
 class RunLog:
-    """The logs of a run that goes on from `step`.
+    """The logs of a run that goes on from `step`. Of several processes the first alone writes.
 
     path: function from a suffix to the file <session><suffix>. info: runinfo.describe of the run, written at once.
     tblog: TensorBoard's folder, or a false value for none.
@@ -18,11 +19,12 @@ class RunLog:
 
     def __init__(self, path, step, info, tblog):
         self.path, self.bar = path, None
-        files.save_json(path('.json'), info)
+        if is_main():
+            files.save_json(path('.json'), info)
         self.writer = TensorBoard(tblog or None, step)
         self.writer.add_text('run', '```\n' + json.dumps(info, indent=2, default=str) + '\n```', step)
         print(runinfo.line(info))
-        self.losses = LossLog(path('.losses.jsonl'), step, self.writer)
+        self.losses = LossLog(path('.losses.jsonl') if is_main() else None, step, self.writer)
         self.pending = PendingLosses()
 
     def read_losses(self, step, rate, advice):
@@ -55,5 +57,5 @@ class RunLog:
 
 
 def tensorboard_folder(tblog_dir, session):
-    """TensorBoard's folder of a session, made; '' where the flag --tblog_dir is empty."""
-    return tblog_dir and files.out_dir(Path(tblog_dir) / session.name, '--tblog_dir')
+    """TensorBoard's folder of a session, made; '' where the flag --tblog_dir is empty, or another process writes."""
+    return is_main() and tblog_dir and files.out_dir(Path(tblog_dir) / session.name, '--tblog_dir')

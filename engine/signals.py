@@ -2,6 +2,9 @@
 import contextlib
 import signal
 
+from engine import distributed
+from engine.ranks import world_size
+
 
 class StopSignal:
     """The signal that asked the run to stop, `number`; None while there is none."""
@@ -23,6 +26,18 @@ class StopSignal:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def agreed(self, reading, device):
+        """The signal that all processes answer now, or None. Every process asks after every step.
+
+        One process answers at once. Several agree where losses are read (`reading`), so that they stop at the same
+        step: a launcher's signal may reach one of them a step before another.
+        """
+        if world_size() > 1:
+            if not reading:
+                return None
+            self.number = distributed.any_of(self.number, device)
+        return self.number
 
     def _note(self, number, _):
         # `timeout` signals process and group, so SIGTERM can arrive twice; only a second Ctrl-C means "stop now".

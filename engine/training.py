@@ -4,8 +4,9 @@ A script's loop reads
 
     run = Run(...)
     for batch in run.batches(dataset):
-        terms = ...                       # dict of named 0-dim tensors
-        run.update(terms, weights)        # weighted sum, backward, optimiser step, log
+        for part in run.parts.of(batch):      # one, unless --accumulate
+            terms = ...                       # dict of named 0-dim tensors
+            run.update(terms, weights)        # weighted sum, backward; after the last part optimiser step, log
     run.finish()
 """
 import sys
@@ -19,8 +20,11 @@ from engine import checkpoint, distributed, files, loading, process, runinfo
 from engine.device import device_name, set_random_state
 from engine.errors import UserError
 from engine.parallel import progress
+from engine.parts import Parts
+from engine.ranks import is_main, rank, world_size
 from engine.run_log import RunLog, tensorboard_folder
 from engine.signals import StopSignal
+from tool.part import Part
 
 PLURAL = {'weight': 'weights', 'bias': 'biases'}
 
@@ -45,10 +49,16 @@ def parameter_groups(net, lr, weight_decay):
             for (new, kind), group in groups.items() if group]
 
 
+def processes():
+    """{'processes': their number} for a run's description, {} where it is one."""
+    return {'processes': world_size()} if world_size() > 1 else {}
+
+
 class Run:
     """One training run: steps counted from 0 to max_step, everything needed to continue written to <session>.ckpt.
 
-    Its parts: checkpoint (checkpoint.RunCheckpoint), log (RunLog), stop (StopSignal).
+    It has a checkpoint (checkpoint.RunCheckpoint), a log (RunLog), a stop (StopSignal) and parts (engine.parts.Parts).
+    Several processes, started by torchrun, make the steps of one together; the first of them writes.
 
     net, optimizer: already on `device`. The learning rates follow lr·(1 − step/schedule_steps)^power; schedule_steps
     is max_step unless given.
@@ -56,13 +66,15 @@ class Run:
     run was told (dict, `args` unless given); a resumed run must share it but for checkpoint.UNCHECKED and ADVISED.
     before: engine.cli.values_before, for settings that an older checkpoint lacks.
     inputs: {name: runinfo.fingerprint of what is learned from}; a resumed run must share it, wherever the files are.
-    images, batch_size: of an epoch and of a step; max_step: number of steps, or None for `epochs` whole epochs.
+    images, batch_size: of an epoch and of a step, over all processes; accumulate: micro-batches in which a process
+    makes its share. max_step: number of steps, or None for `epochs` whole epochs.
     """
 
     def __init__(self, session, net, optimizer, *, device, args, before, images, batch_size, epochs=None, max_step=None,
-                 schedule_steps=None, settings=None, inputs=None, power=0.9):
+                 schedule_steps=None, settings=None, inputs=None, power=0.9, accumulate=1):
         self.session, self.net, self.optimizer, self.device = Path(session), net, optimizer, device
         self.args, self.batch_size, self.bar = args, batch_size, None
+        self.parts = Parts(net, batch_size, accumulate, device)
         inputs = inputs or {}
         settings = {**(vars(args) if settings is None else settings), **inputs}
         self.steps_per_epoch = images // batch_size
@@ -75,7 +87,9 @@ class Run:
         held = {'model': net, 'optimizer': optimizer, 'scheduler': self.scheduler, 'scaler': self.scaler}
         self.checkpoint = checkpoint.RunCheckpoint(self.path('.ckpt'), held, settings, device)
         self.step = self.checkpoint.open(args.resume, args.overwrite, {**before, **inputs}, self.max_step)
-        info = runinfo.describe(settings, device_name(device), total_batch=batch_size, seed=args.seed,
+        distributed.start(device)
+        distributed.share_weights(net)
+        info = runinfo.describe(settings, device_name(device), total_batch=batch_size, seed=args.seed, **processes(),
                                 steps_per_epoch=self.steps_per_epoch, max_step=self.max_step)
         self.log = RunLog(self.path, self.step, info, tensorboard_folder(args.tblog_dir, self.session))
         self.stop = StopSignal()
@@ -103,12 +117,17 @@ class Run:
     @property
     def picture_due(self):
         """Whether a picture is due after the current step: every --picture_every steps, and after the last."""
-        return self.due(self.args.picture_every) or self.step == self.max_step
+        return is_main() and (self.due(self.args.picture_every) or self.step == self.max_step)
+
+    @property
+    def reading_due(self):
+        """Whether losses are read after the current step: every --log_every steps, and after an epoch."""
+        return self.due(self.args.log_every) or self.epoch_ended
 
     def batches(self, dataset):
-        """Yield the remaining batches of the run. Between batches: saving, SIGTERM and Ctrl-C, the progress bar."""
+        """Yield the remaining batches, of each this process's share. Between them: signals, the progress bar."""
         batches = loading.training_batches(dataset, self.batch_size, self.args.seed, self.step, self.max_step,
-                                           self.args.num_workers, self.device)
+                                           self.args.num_workers, self.device, Part(rank(), world_size()))
         self.net.train()
         with self.stop.noted(), progress(total=self.max_step * self.batch_size, initial=self.step * self.batch_size,
                                          desc='training') as self.bar:
@@ -116,7 +135,7 @@ class Run:
             self._seed()
             for batch in batches:
                 yield batch
-                if self.stop.number:
+                if self.stop.agreed(self.reading_due, self.device):
                     self._leave()
 
     def _seed(self):
@@ -129,19 +148,25 @@ class Run:
     def update(self, terms, weights):
         """Make one optimiser step on sum(weights[name]·terms[name]); write the checkpoint where it is due.
 
-        terms: {name: 0-dim tensor}. Nothing is read back from the device here: the values wait on it until the next
+        terms: {name: 0-dim tensor}. Where the step has several parts, the sum's mean over them is minimised: the step
+        is made after the last. Nothing is read back from the device here: the values wait on it until the next
         reading, every --log_every steps, where they are also checked to be finite.
         """
         total = sum(weights[name] * term for name, term in terms.items())
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        if self.parts.is_first:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total / self.parts.micro).backward()
+        self.log.pending.add(self.step, total, terms, self.parts.micro)
+        if not self.parts.is_last:
+            return
+        self.parts.finish_step()
+        distributed.mean_gradients(self.net.parameters())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        self.log.pending.add(self.step, total, terms)
         self.step += 1
         self.bar.update(self.batch_size)
-        if self.due(self.args.log_every) or self.epoch_ended:
+        if self.reading_due:
             self.read_losses()
         if self.due(self.args.save_every) or self.epoch_ended:
             self.save()
@@ -162,8 +187,11 @@ class Run:
         """Log the scalars that measure() returns. A failure is a warning: the training goes on.
 
         The checkpoint of the step was written by update. The random state stays as it was, so that a run which resumes
-        from that checkpoint, and does not validate again, draws the same numbers.
+        from that checkpoint, and does not validate again, draws the same numbers. Of several processes the first
+        measures.
         """
+        if not is_main():
+            return
         devices = [self.device] if self.device.type == 'cuda' else []
         try:
             with torch.random.fork_rng(devices):
@@ -195,10 +223,11 @@ class Run:
         """
         if self.checkpoint.saved != self.step:
             self.save()
-        if distributed.is_main():
+        if is_main():
             weights = {key: value.cpu() for key, value in layout(self.net.state_dict()).items()}
             checkpoint.save_tensors(self.path('.pth'), weights)
         self.log.close()
+        distributed.stop()
         print(f'wrote {self.path(".pth")} after {self.step} steps'
               + (f'; peak GPU memory {torch.cuda.max_memory_allocated(self.device) / 2 ** 30:.2f} GiB'
                  if self.device.type == 'cuda' else ''))
@@ -208,6 +237,7 @@ class Run:
         if self.checkpoint.saved != self.step:
             self.save()
         self.log.close()
-        print(f'\n{self.stop.name}: saved {self.path(".ckpt")} at step {self.step} of {self.max_step}; continue with '
-              '--resume', file=sys.stderr)
+        if is_main():
+            print(f'\n{self.stop.name}: saved {self.path(".ckpt")} at step {self.step} of {self.max_step}; continue '
+                  'with --resume', file=sys.stderr)
         sys.exit(128 + self.stop.number)
