@@ -35,6 +35,7 @@ def main(args):
     import torch
 
     from data.affinity import AffinityCrops
+    from engine import distributed
     from engine.datasets import check_photos
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
@@ -43,7 +44,7 @@ def main(args):
     from engine.training import Run, parameter_groups
     from engine.training_pictures import affinity_figure
     from engine.validation import validate_affinity, validation_ids, warn_of_shared_ids
-    from tool.affinity import WEIGHTS, affinity_loss, pair_labels
+    from tool.affinity import WEIGHTS, affinity_loss, pair_counts, pair_labels
 
     cli.choose_backbone(args, NETWORK)
     device = set_up(args, args.session_name)
@@ -66,17 +67,20 @@ def main(args):
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches, inputs={'train_ids': fingerprint_of_ids(ids),
+              epochs=args.max_epoches, accumulate=args.accumulate, inputs={'train_ids': fingerprint_of_ids(ids),
                                                'low_alpha': origin(args.la_crf_dir, '.npy'),
                                                'high_alpha': origin(args.ha_crf_dir, '.npy')})
     for batch in run.batches(dataset):
         label = batch['label'].to(device, non_blocking=True)
-        with autocast(device, args.amp):
-            affinity = net(batch['image'].to(device, non_blocking=True))
-        run.update(affinity_loss(affinity, *pair_labels(label, IGNORE)), WEIGHTS)
+        counts = distributed.total(pair_counts(*pair_labels(label, IGNORE)))
+        for part in run.parts.of(batch):
+            label = part['label'].to(device, non_blocking=True)
+            with autocast(device, args.amp):
+                affinity = net(part['image'].to(device, non_blocking=True))
+            run.update(affinity_loss(affinity, *pair_labels(label, IGNORE), counts, run.parts.count), WEIGHTS)
 
         if run.picture_due:
-            run.log_figure('affinity', affinity_figure(batch, affinity, data.classes.palette))
+            run.log_figure('affinity', affinity_figure(part, affinity, data.classes.palette))
         if run.epoch_ended and validation:
             run.validate(lambda: validate_affinity(net, validation, args, device))
     run.finish()

@@ -52,6 +52,7 @@ def main(args):
     from engine.loading import single_items
     from engine.networks import network_for_inference
     from engine.parallel import WorkerPool, progress
+    from tool.cam import with_flip
 
     recipe = cli.chosen_recipe(args, 'infer')
     data = cli.chosen_dataset(args, infer_list='train')
@@ -75,12 +76,14 @@ def main(args):
 
     with WorkerPool(workers) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
-            present, size = item['label'].nonzero()[:, 0], item['pixels'].shape[:2]
-            scaled = [images.to(device, non_blocking=True) for images in item['scaled']]
+            present, size = item['present'], item['pixels'].shape[:2]
+            scaled = (with_flip(image.to(device, non_blocking=True)) for image in item['scaled'])
             cams = torch.zeros(0, *size)
             if len(present):
                 with autocast(device, args.amp):
-                    cams = recipe.multi_scale_cams(cams_of, scaled, present, size)
+                    # Indices on the CPU would be copied at every scale, and each copy waits for the GPU.
+                    on_device = present.to(device, non_blocking=True)
+                    cams = recipe.multi_scale_cams(cams_of, scaled, on_device, size)
             if is_blank(item['pixels']):
                 # A nearly constant map stretched to 0..1 falls far below 0 where it is lowest (METHOD 9.5).
                 cams = cams.clamp(0, 1)

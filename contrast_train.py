@@ -31,15 +31,14 @@ def main(args):
     import torch
 
     from engine.datasets import check_photos, training_images, validation_images
-    from engine.device import autocast, set_up
+    from engine.device import set_up
     from engine.networks import network_for_training
     from engine.runinfo import fingerprint, fingerprint_of_ids
     from engine.training import Run, parameter_groups
     from engine.training_pictures import cam_figure
     from engine.validation import validate_classification, warn_of_shared_ids
+    from engine.views import TrainingViews
     from network.weights import to_published_eps
-    from tool.cam import resize
-    from tool.seam import Target, present_channels
 
     recipe = cli.chosen_recipe(args, 'train')
     data = cli.chosen_dataset(args, train_list='train_aug', val_list='val')
@@ -56,19 +55,18 @@ def main(args):
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches, inputs={'train_ids': fingerprint_of_ids(ids),
+              epochs=args.max_epoches, accumulate=args.accumulate, inputs={'train_ids': fingerprint_of_ids(ids),
                                                'labels': fingerprint(len(ids), dataset.labels.numpy().tobytes())})
+    views = TrainingViews(net, recipe, run.parts, args.amp)
     for batch in run.batches(dataset):
-        target = Target(batch['label'], present_channels(batch['label']), batch.get('saliency')).to(device)
-        image = batch['image'].to(device, non_blocking=True)
-        image2 = resize(image, (recipe.view2_size, recipe.view2_size)) if recipe.two_views else None
-        with autocast(device, args.amp):
-            view1 = net.view(image, recipe.needs)
-            view2 = net.view(image2, recipe.needs) if recipe.two_views else None
-        run.update(recipe.loss_terms(view1, view2, target), recipe.weights)
+        views.look_ahead(batch)
+        for part in run.parts.of(batch):
+            view1, view2, target = views.of(part)
+            run.update(recipe.loss_terms(view1, view2, target), recipe.weights)
 
         if run.picture_due:
-            run.log_figure('maps', cam_figure(image, view1, target, recipe.bg_threshold, data.classes.palette))
+            figure = cam_figure(part['image'], view1, target, recipe.bg_threshold, data.classes.palette)
+            run.log_figure('maps', figure)
         if run.epoch_ended and validation:
             run.validate(lambda: validate_classification(net, validation, args, device))
     run.finish(to_published_eps if args.save_layout == 'published' else dict)

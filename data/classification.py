@@ -9,10 +9,12 @@ from data.labels import image_labels
 from data.photos import Photos
 from data.saliency import read_saliency
 from data.transforms import Saliency, at_scale
+from tool.seam import present_channels
 
 
 class LabelledImages(Photos):
-    """Items {'name', 'image': transform(PIL image), 'label': float32 (K,)}.
+    """Items {'name', 'image': transform(PIL image), 'label': float32 (K,)}; a batch has its 'present' channels too.
+
 
     cls_labels: path of the labels (data/labels.py) of a ClassSet, `classes`, of K foreground classes.
     UserError, when made: an id without a label or a photo.
@@ -25,6 +27,11 @@ class LabelledImages(Photos):
 
     def item(self, index, name, pixels):
         return {'image': self.transform(Image.fromarray(pixels)), 'label': self.labels[index]}
+
+    @staticmethod
+    def complete(batch):
+        """A collated batch with its tool.seam.PresentChannels."""
+        return batch | {'present': present_channels(batch['label'])}
 
 
 class SalientImages(LabelledImages):
@@ -49,8 +56,9 @@ class SalientImages(LabelledImages):
 
 
 class MultiScaleImages(LabelledImages):
-    """Items for inference: {'name', 'pixels': uint8 (H, W, 3), 'scaled': per scale the image and its flip, float32
-    (2, 3, h, w), 'label': float32 (K,)}. An image without any class has no CAM: its 'scaled' is empty.
+    """Items for inference: {'name', 'pixels': uint8 (H, W, 3), 'scaled': the image at each scale, float32 (3, h, w),
+    'present': int64, the foreground indices of its classes}. An image without any class has no CAM: its 'scaled' is
+    empty.
     """
 
     def __init__(self, ids, photos, cls_labels, classes, scales, convert_rgb=False):
@@ -69,5 +77,4 @@ class MultiScaleImages(LabelledImages):
 
     def item(self, index, name, pixels):
         scaled = [at_scale(pixels, scale) for scale in self.scales if self.labels[index].any()]
-        return {'pixels': pixels, 'label': self.labels[index],
-                'scaled': [torch.stack([image, image.flip(2)]) for image in scaled]}
+        return {'pixels': pixels, 'present': self.labels[index].nonzero()[:, 0], 'scaled': scaled}

@@ -50,7 +50,10 @@ def shift_hue(image, hue_factor):
 
 
 class RandomLongSide(v2.Transform):
-    """Resize, keeping the shape, so that the long side is a whole number drawn from low..high. Bicubic for images."""
+    """Resize, keeping the shape, so that the long side is a whole number drawn from low..high. Bicubic for images.
+
+    Where the two are equal, as in validation, nothing is drawn.
+    """
 
     def __init__(self, low, high):
         super().__init__()
@@ -58,7 +61,7 @@ class RandomLongSide(v2.Transform):
 
     def make_params(self, flat_inputs):
         size = v2.functional.get_size(flat_inputs[0])
-        target = random_integer(self.low, self.high)
+        target = self.low if self.low == self.high else random_integer(self.low, self.high)
         # Multiplied first, then divided, as published: a ratio computed first may round a half to the other side.
         return {'size': [max(1, round(side * target / max(size))) for side in size]}
 

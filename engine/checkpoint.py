@@ -9,8 +9,10 @@ import os
 
 import torch
 
+from engine.device import random_state
 from engine.errors import UserError
 from engine.files import atomic
+from engine.ranks import is_main
 
 FORMAT = 2  # checkpoints without it were made before 'settings' named the baseline as it is now
 
@@ -19,10 +21,71 @@ FORMAT = 2  # checkpoints without it were made before 'settings' named the basel
 UNCHECKED = {'resume', 'overwrite', 'num_workers', 'threads', 'device', 'tblog_dir', 'save_every', 'log_every',
              'picture_every', 'session_name', 'weights', 'dataset', 'voc12_root', 'cls_labels', 'saliency_dir',
              'convert_rgb', 'train_list', 'val_list', 'la_crf_dir', 'ha_crf_dir', 'DATA_PSEUDO_GT',
-             'MODEL_BACKBONE_PRETRAIN', 'allow_unusual_masks'}
+             'MODEL_BACKBONE_PRETRAIN', 'allow_unusual_masks', 'accumulate'}
 
 # Settings that a resumed run may change, and then says so: what to change where a loss is not finite.
 ADVISED = {'lr', 'TRAIN_LR', 'amp'}
+
+
+class RunCheckpoint:
+    """The checkpoint of one run: what it starts from, and what is written as it goes on.
+
+    held: {'model', 'optimizer', 'scheduler', 'scaler': the object whose state dict is kept}. settings: dict, all that
+    the run was told. saved: the step that the file holds; random: the generators' states of the run that is resumed;
+    None until there are any.
+    """
+
+    def __init__(self, path, held, settings, device):
+        self.path, self.held, self.settings, self.device = path, held, settings, device
+        self.saved = self.random = None
+
+    def open(self, resume, overwrite, before, max_step):
+        """The step to start from, 0 or that of the checkpoint, whose state is loaded. before: as in check_settings.
+
+        UserError: there is a checkpoint, and neither flag; it was made with other settings, or cannot be read.
+        """
+        if not self.path.exists():
+            if resume:
+                print(f'nothing to resume: {self.path} does not exist; starting from step 0')
+            return 0
+        if resume:
+            return self._load(before, max_step)
+        if not overwrite:
+            raise UserError(self.path, 'this session has a checkpoint already', 'add --resume to continue it, '
+                            '--overwrite to start anew, or choose another --session_name')
+        if is_main():
+            self.path.unlink()
+        return 0
+
+    def _load(self, before, max_step):
+        state = read_checkpoint(self.path)
+        changed = check_settings(self.path, state['settings'], self.settings, before)
+        rates = [group['initial_lr'] for group in self.held['optimizer'].param_groups]
+        for name in ('model', 'optimizer', 'scheduler'):
+            self.held[name].load_state_dict(state[name])
+        if changed:  # go on with the learning rates of now
+            set_rates(self.held['optimizer'], self.held['scheduler'], rates)
+        if state['scaler'] and self.held['scaler'].is_enabled():
+            self.held['scaler'].load_state_dict(state['scaler'])
+        self.saved, self.random = state['step'], state['random']
+        print(f'resumed {self.path} at step {self.saved} of {max_step}'
+              + (f', with other settings from here on: {changed}' if changed else ''))
+        return self.saved
+
+    def save(self, step, epoch):
+        """Write the state of now."""
+        self.saved = step
+        if is_main():
+            state = {name: held.state_dict() for name, held in self.held.items()}
+            state |= {'step': step, 'epoch': epoch, 'random': random_state(self.device)}
+            save_checkpoint(self.path, state, self.settings)
+
+
+def set_rates(optimizer, scheduler, rates):
+    """Set the learning rates that a schedule begins with, per parameter group, and those of the current step."""
+    scheduler.base_lrs = rates
+    for group, rate, factor in zip(optimizer.param_groups, rates, scheduler.lr_lambdas):
+        group['initial_lr'], group['lr'] = rate, rate * factor(scheduler.last_epoch)
 
 
 def save_checkpoint(path, state, settings):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from data.description import BUILT_IN, read_dataset
-from engine import distributed, machine, process, runinfo
+from engine import machine, process, ranks, runinfo
 from engine.errors import UserError
 from network import names
 from tool.crf import ENGINES
@@ -28,10 +28,11 @@ class ArgumentParser(argparse.ArgumentParser):
     add_argument takes two keywords more. before: the value that the code had before the flag existed, where it is not
     the default; a checkpoint that does not know the flag was made with that value. empty: the text may be '', which is
     refused otherwise, because it mostly comes of a shell variable that is not set.
+    several_processes: whether the script may be started by torchrun, and then shares its work.
     """
 
     def __init__(self, **kwargs):
-        self.before = {}
+        self.before, self.several_processes = {}, False
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *names, **kwargs):
@@ -43,6 +44,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return action
 
     def error(self, message):
+        ranks.let_the_first_speak()
         print(f'error: command line: {message}; see {self.prog} --help', file=sys.stderr)
         sys.exit(2)
 
@@ -72,13 +74,14 @@ def _outcome(main, parser, argv):
     try:
         try:
             args = parser.parse_args(argv)
-            distributed.refuse_several_processes()
-            main(args)
+            if not parser.several_processes:
+                ranks.refuse_several_processes()
+            with ranks.one_voice():
+                main(args)
         finally:
             sys.stdout.flush()  # here, where a reader that is gone can be dealt with, not at the interpreter's end
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return _refuse(error)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
@@ -89,9 +92,15 @@ def _outcome(main, parser, argv):
         if known is None:
             raise
         process.drop(error)
-        print(f'error: {known}', file=sys.stderr)
-        return 2
+        return _refuse(known)
     return 0
+
+
+def _refuse(error):
+    """Print the error line of a UserError; the exit status. Of several processes one prints it."""
+    ranks.let_the_first_speak()
+    print(f'error: {error}', file=sys.stderr)
+    return 2
 
 
 def values_before(parser, args):
@@ -292,7 +301,10 @@ def add_training_flags(parser):
     parser.add_argument('--train_list', help="list of image ids to train on (the data set's train_aug)")
     parser.add_argument('--val_list', empty=True, help='list of image ids validated after each epoch, without masks; '
                                                        "'' for none (the data set's val)")
-    parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all devices')
+    parser.add_argument('--batch_size', type=positive, default=8, help='images a step, over all processes')
+    parser.add_argument('--accumulate', type=positive, default=1,
+                        help='micro-batches in which each process makes its share of a step: less memory, more time, '
+                             'the same result (docs/GPUS.md)')
     parser.add_argument('--lr', type=positive_number, default=0.01,
                         help='learning rate of pretrained weights (new layers: ten times)')
     parser.add_argument('--wt_dec', type=non_negative_number, default=5e-4, help='weight decay (biases: none)')
@@ -303,7 +315,8 @@ def add_training_flags(parser):
 
 
 def add_run_flags(parser):
-    """The flags of every resumable training run."""
+    """The flags of every resumable training run, which several processes may share."""
+    parser.several_processes = True
     parser.add_argument('--tblog_dir', default='./tblog', empty=True, help="TensorBoard folder; '' for none")
     parser.add_argument('--save_every', type=non_negative, default=500,
                         help='steps between checkpoints; another is written after each epoch (0: only those)')

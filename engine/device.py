@@ -1,12 +1,14 @@
 """The device that a network runs on: choosing it, seeding it, its precision and threads."""
 import contextlib
 import sys
+from pathlib import Path
 
 import torch
 
-from engine import machine, runinfo
+from engine import machine, ranks, runinfo
 from engine.errors import UserError
 
+NVIDIA_DRIVER = Path('/dev/nvidiactl')  # is there where the driver of an NVIDIA card is loaded
 CHOSEN = ('amp', 'threads')  # flags whose 'auto' a resumed run takes from <session>.json
 
 
@@ -32,9 +34,18 @@ def set_up(args, session=None):
 
 
 def select_device(name):
-    """The torch.device of a --device flag. UserError where the flag is malformed or CUDA is not available."""
+    """The torch.device of a --device flag; of several processes each has its own GPU.
+
+    UserError where the flag is malformed or CUDA is not available.
+    """
     if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        if torch.cuda.is_available():
+            return select_device('cuda')
+        if torch.version.cuda and NVIDIA_DRIVER.exists():
+            print(f'warning: this PyTorch, for CUDA {torch.version.cuda}, finds no device, and takes the CPU, although '
+                  'an NVIDIA driver is loaded: docs/GPUS.md says which build is for which card and driver',
+                  file=sys.stderr)
+        return torch.device('cpu')
     kind, _, index = name.partition(':')
     if kind not in ('cpu', 'cuda') or (index and (kind == 'cpu' or not index.isdigit())):
         raise UserError('--device', f'{name!r} is unknown', 'use auto, cpu, cuda or cuda:<index>')
@@ -43,7 +54,19 @@ def select_device(name):
             raise UserError('--device', 'no CUDA device is available to PyTorch here', 'use --device cpu or auto')
         if index and int(index) >= torch.cuda.device_count():
             raise UserError('--device', f'there is no {name}', f'use cuda:0 to cuda:{torch.cuda.device_count() - 1}')
+        if ranks.world_size() > 1:
+            return _device_of_rank(name, index)
     return torch.device(name)
+
+
+def _device_of_rank(name, index):
+    """The CUDA device of this process among several: that of its number on the machine."""
+    if index:
+        raise UserError('--device', f'{name} would be shared by all processes', 'use cuda or auto: one GPU a process')
+    if ranks.local_rank() >= torch.cuda.device_count():
+        raise UserError('torchrun', f'started {ranks.local_world_size()} processes on this machine, which has '
+                        f'{torch.cuda.device_count()} CUDA devices', 'start one process for each')
+    return torch.device('cuda', ranks.local_rank())
 
 
 def choose_precision(device, amp):
@@ -98,3 +121,18 @@ def to_device(net, device, amp):
 def device_name(device):
     """Words for a torch.device: the card's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else runinfo.processor()
+
+
+def random_state(device):
+    """The states of the generators that a step on `device` draws from: {'cpu': tensor, and 'cuda' there}."""
+    state = {'cpu': torch.get_rng_state()}
+    if device.type == 'cuda':
+        state['cuda'] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state, device):
+    """Put the generators where random_state found them, those of CUDA where it knows them."""
+    torch.set_rng_state(state['cpu'])
+    if device.type == 'cuda' and 'cuda' in state:
+        torch.cuda.set_rng_state(state['cuda'], device)

@@ -1,4 +1,5 @@
 """Loading images for the networks: seeded per image, resumable at any step, users' errors carried across processes."""
+import functools
 import signal
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from engine.errors import UserError
+from tool.part import WHOLE
 
 
 class Seeded(Dataset):
@@ -25,7 +27,9 @@ class Seeded(Dataset):
         epoch, index = key
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(state[0]))
+            # The CPU's generator alone: torch.manual_seed would seed a GPU's too, and dropout there would draw the same
+            # numbers after each image that the main process loads.
+            torch.default_generator.manual_seed(int(state[0]))
             return self.dataset[index]
 
 
@@ -48,11 +52,13 @@ class ErrorAsItem(Dataset):
 class ResumableBatchSampler:
     """Batches of (epoch, index) keys from step `first` to step `last`, each epoch in an order of its own.
 
-    The remainder of an epoch that does not fill a batch is left out, as published.
+    share: the tool.part.Part of each batch that this process loads. The remainder of an epoch that does not fill a
+    batch is left out, as published.
     """
 
-    def __init__(self, size, batch_size, seed, first, last):
+    def __init__(self, size, batch_size, seed, first, last, share):
         self.size, self.batch_size, self.seed, self.first, self.last = size, batch_size, seed, first, last
+        self.share = share
 
     def __len__(self):
         return self.last - self.first
@@ -66,7 +72,7 @@ class ResumableBatchSampler:
                 generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
                 order, shuffled = torch.randperm(self.size, generator=generator).tolist(), epoch
             chosen = order[position * self.batch_size:(position + 1) * self.batch_size]
-            yield [(epoch, index) for index in chosen]
+            yield [(epoch, index) for index in self.share.of(chosen)]
 
 
 def _start_worker(_):
@@ -76,9 +82,20 @@ def _start_worker(_):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(items):
+def _collate(complete, items):
+    """The batch of items, as complete(batch) makes it, or the UserError among them."""
     errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else default_collate(items)
+    return errors[0] if errors else complete(default_collate(items))
+
+
+def _collate_for(dataset):
+    """The collate function of a data set, whose method complete(batch), if it has one, adds what a batch has beside its
+    items. What is added there the loader pins with the rest: copies to a GPU then need not wait."""
+    return functools.partial(_collate, getattr(dataset, 'complete', _as_it_is))
+
+
+def _as_it_is(batch):
+    return batch
 
 
 def _collate_single(items):
@@ -112,15 +129,17 @@ def _loader(dataset, workers, device, **kwargs):
                       pin_memory=device.type == 'cuda', generator=torch.Generator().manual_seed(0), **kwargs)
 
 
-def training_batches(dataset, batch_size, seed, first, last, workers, device):
-    """Batches (collated dicts) of steps first..last−1. Raises the UserError of an image that cannot be read."""
-    order = ResumableBatchSampler(len(dataset), batch_size, seed, first, last)
-    return _raising(_loader(Seeded(dataset, seed), workers, device, batch_sampler=order, collate_fn=_collate))
+def training_batches(dataset, batch_size, seed, first, last, workers, device, share=WHOLE):
+    """Batches (collated dicts) of steps first..last−1, of each the Part `share`. Raises the UserError of an image that
+    cannot be read."""
+    order = ResumableBatchSampler(len(dataset), batch_size, seed, first, last, share)
+    return _raising(_loader(Seeded(dataset, seed), workers, device, batch_sampler=order,
+                            collate_fn=_collate_for(dataset)))
 
 
 def validation_batches(dataset, batch_size, workers, device):
     """Batches of a data set in order, the last perhaps smaller."""
-    return _raising(_loader(dataset, workers, device, batch_size=batch_size, collate_fn=_collate))
+    return _raising(_loader(dataset, workers, device, batch_size=batch_size, collate_fn=_collate_for(dataset)))
 
 
 def single_items(dataset, workers, device):

@@ -4,6 +4,7 @@ No torch here: the report reads these logs.
 """
 import contextlib
 import json
+import os
 from pathlib import Path
 
 from engine.errors import UserError
@@ -26,12 +27,14 @@ def read_loss_log(path):
 class LossLog:
     """Writes the loss log and its TensorBoard copy.
 
-    path: the log; steps from `step` on are dropped from it, for they are made again. writer: TensorBoard's.
+    path: the log; steps from `step` on are dropped from it, for they are made again. None: values are checked, and
+    nothing is written. writer: TensorBoard's.
     """
 
     def __init__(self, path, step, writer):
-        self.path, self.writer = path, writer
-        save_text(path, ''.join(json.dumps(row) + '\n' for row in read_loss_log(path) if row['step'] < step))
+        self.path, self.writer = path or os.devnull, writer
+        if path:
+            save_text(path, ''.join(json.dumps(row) + '\n' for row in read_loss_log(path) if row['step'] < step))
 
     def write(self, rows, advice):
         """Append rows [(step, {'loss' or term: value})].

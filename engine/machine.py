@@ -8,6 +8,8 @@ import platform
 import time
 from pathlib import Path
 
+from engine.ranks import local_world_size
+
 CPU_TIMES = Path('/proc/stat')  # Linux: a line per core, `cpu3 user nice system idle iowait …`, in ticks
 CPU_INFO = Path('/proc/cpuinfo')  # Linux
 SAMPLE = 0.25  # seconds that the load is watched
@@ -85,8 +87,10 @@ def choose_workers(workers, on_cpu):
     """The number of worker processes beside a network. workers: a number, which is taken, or 'auto'.
 
     auto beside a GPU: a process per core, at most 8, so that the GPU need not wait. On a CPU the network itself is what
-    takes the time, so that a core is worth more as its thread: one process for eight cores.
+    takes the time, so that a core is worth more as its thread: one process for eight cores. Processes that torchrun
+    started on this machine share its cores.
     """
     if workers != 'auto':
         return workers
-    return cores() // 8 if on_cpu else min(8, cores())
+    own = cores() // local_world_size()
+    return own // 8 if on_cpu else min(8, own)

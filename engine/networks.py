@@ -1,9 +1,9 @@
 """Building the network of `--network` or of `--backbone` that fits its weights, and loading them. METHOD 2."""
 from pathlib import Path
 
-from engine import distributed
 from engine.device import to_device
 from engine.errors import UserError
+from engine.ranks import is_main
 from network import backbones, on_backbone, weights
 from network.names import PUBLISHED, STRIDES
 
@@ -47,7 +47,7 @@ def read_weights(path, backbone, background_last=False):
 def load_with_report(net, state, path, required='all'):
     """network.weights.load_weights, and one line that says what was loaded, printed by the main process."""
     report = weights.load_weights(net, state, path, required)
-    if distributed.is_main():
+    if is_main():
         print(f'{path}: {weights.describe(state)}; {report}')
 
 

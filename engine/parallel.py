@@ -9,6 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 import cv2
 from tqdm import tqdm
 
+from engine.ranks import is_main
+
 
 def _start_worker():
     """Worker start-up: one thread per process; with a process per core, further threads would compete for the cores."""
@@ -35,10 +37,11 @@ def executor(workers):
 
 
 def progress(iterable=None, desc=None, total=None, unit='image', **kwargs):
-    """The progress bar of all scripts (to stderr; rate and ETA included). Redrawn rarely where stderr is a file."""
+    """The progress bar of all scripts (to stderr; rate and ETA included). Redrawn rarely where stderr is a file; of
+    several processes the first alone draws."""
     interval = 0.3 if sys.stderr.isatty() else 15
     return tqdm(iterable, desc=desc, total=total, unit=unit, dynamic_ncols=True, mininterval=interval,
-                maxinterval=interval, **kwargs)
+                maxinterval=interval, disable=not is_main(), **kwargs)
 
 
 def map_images(function, items, workers, desc):

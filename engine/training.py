@@ -4,13 +4,11 @@ A script's loop reads
 
     run = Run(...)
     for batch in run.batches(dataset):
-        terms = ...                       # dict of named 0-dim tensors
-        run.update(terms, weights)        # weighted sum, backward, optimiser step, log
+        for part in run.parts.of(batch):      # one, unless --accumulate
+            terms = ...                       # dict of named 0-dim tensors
+            run.update(terms, weights)        # weighted sum, backward; after the last part optimiser step, log
     run.finish()
 """
-import contextlib
-import json
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -19,12 +17,14 @@ import torch
 from torch import nn
 
 from engine import checkpoint, distributed, files, loading, process, runinfo
-from engine.device import device_name
+from engine.device import device_name, set_random_state
 from engine.errors import UserError
-from engine.loss_log import LossLog
 from engine.parallel import progress
-from engine.pending import PendingLosses
-from engine.tensorboard import TensorBoard
+from engine.parts import Parts
+from engine.ranks import is_main, rank, world_size
+from engine.run_log import RunLog, tensorboard_folder
+from engine.signals import StopSignal
+from tool.part import Part
 
 PLURAL = {'weight': 'weights', 'bias': 'biases'}
 
@@ -49,8 +49,16 @@ def parameter_groups(net, lr, weight_decay):
             for (new, kind), group in groups.items() if group]
 
 
+def processes():
+    """{'processes': their number} for a run's description, {} where it is one."""
+    return {'processes': world_size()} if world_size() > 1 else {}
+
+
 class Run:
     """One training run: steps counted from 0 to max_step, everything needed to continue written to <session>.ckpt.
+
+    It has a checkpoint (checkpoint.RunCheckpoint), a log (RunLog), a stop (StopSignal) and parts (engine.parts.Parts).
+    Several processes, started by torchrun, make the steps of one together; the first of them writes.
 
     net, optimizer: already on `device`. The learning rates follow lr·(1 − step/schedule_steps)^power; schedule_steps
     is max_step unless given.
@@ -58,28 +66,33 @@ class Run:
     run was told (dict, `args` unless given); a resumed run must share it but for checkpoint.UNCHECKED and ADVISED.
     before: engine.cli.values_before, for settings that an older checkpoint lacks.
     inputs: {name: runinfo.fingerprint of what is learned from}; a resumed run must share it, wherever the files are.
-    images, batch_size: of an epoch and of a step; max_step: number of steps, or None for `epochs` whole epochs.
+    images, batch_size: of an epoch and of a step, over all processes; accumulate: micro-batches in which a process
+    makes its share. max_step: number of steps, or None for `epochs` whole epochs.
     """
 
     def __init__(self, session, net, optimizer, *, device, args, before, images, batch_size, epochs=None, max_step=None,
-                 schedule_steps=None, settings=None, inputs=None, power=0.9):
+                 schedule_steps=None, settings=None, inputs=None, power=0.9, accumulate=1):
         self.session, self.net, self.optimizer, self.device = Path(session), net, optimizer, device
-        self.args, self.batch_size = args, batch_size
+        self.args, self.batch_size, self.bar = args, batch_size, None
+        self.parts = Parts(net, batch_size, accumulate, device)
         inputs = inputs or {}
-        self.settings = {**(vars(args) if settings is None else settings), **inputs}
+        settings = {**(vars(args) if settings is None else settings), **inputs}
         self.steps_per_epoch = images // batch_size
         self.max_step = self.steps_per_epoch * epochs if max_step is None else max_step
         schedule_steps = schedule_steps or self.max_step
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: max(0., 1 - step / schedule_steps) ** power)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == 'fp16')
-        self.step, self.stop_signal, self.bar, self.random_state = 0, None, None, None
-        self.saved = None  # the step that <session>.ckpt holds
         files.out_dir(self.session.parent, '--session_name')
-        self._start_or_resume({**before, **inputs})
-        self.writer = self._open_tensorboard()
-        self.log = LossLog(self.path('.losses.jsonl'), self.step, self.writer)
-        self.pending = PendingLosses()
+        held = {'model': net, 'optimizer': optimizer, 'scheduler': self.scheduler, 'scaler': self.scaler}
+        self.checkpoint = checkpoint.RunCheckpoint(self.path('.ckpt'), held, settings, device)
+        self.step = self.checkpoint.open(args.resume, args.overwrite, {**before, **inputs}, self.max_step)
+        distributed.start(device)
+        distributed.share_weights(net)
+        info = runinfo.describe(settings, device_name(device), total_batch=batch_size, seed=args.seed, **processes(),
+                                steps_per_epoch=self.steps_per_epoch, max_step=self.max_step)
+        self.log = RunLog(self.path, self.step, info, tensorboard_folder(args.tblog_dir, self.session))
+        self.stop = StopSignal()
 
     def path(self, suffix):
         """The file <session><suffix>."""
@@ -104,105 +117,95 @@ class Run:
     @property
     def picture_due(self):
         """Whether a picture is due after the current step: every --picture_every steps, and after the last."""
-        return self.due(self.args.picture_every) or self.step == self.max_step
+        return is_main() and (self.due(self.args.picture_every) or self.step == self.max_step)
+
+    @property
+    def reading_due(self):
+        """Whether losses are read after the current step: every --log_every steps, and after an epoch."""
+        return self.due(self.args.log_every) or self.epoch_ended
 
     def batches(self, dataset):
-        """Yield the remaining batches of the run. Between batches: saving, SIGTERM and Ctrl-C, the progress bar."""
+        """Yield the remaining batches, of each this process's share. Between them: signals, the progress bar."""
         batches = loading.training_batches(dataset, self.batch_size, self.args.seed, self.step, self.max_step,
-                                           self.args.num_workers, self.device)
+                                           self.args.num_workers, self.device, Part(rank(), world_size()))
         self.net.train()
-        with self._signals(), progress(total=self.max_step * self.batch_size, initial=self.step * self.batch_size,
-                                       desc='training') as self.bar:
-            self._restore_random_state()
+        with self.stop.noted(), progress(total=self.max_step * self.batch_size, initial=self.step * self.batch_size,
+                                         desc='training') as self.bar:
+            self.log.bar = self.bar
+            self._seed()
             for batch in batches:
                 yield batch
-                if self.stop_signal:
-                    self._stop()
+                if self.stop.agreed(self.reading_due, self.device):
+                    self._leave()
+
+    def _seed(self):
+        """Dropout and pixel sampling draw from torch's global generator: seed it, or restore its saved state."""
+        if self.checkpoint.random is None:
+            torch.manual_seed(self.args.seed)
+        else:
+            set_random_state(self.checkpoint.random, self.device)
 
     def update(self, terms, weights):
         """Make one optimiser step on sum(weights[name]·terms[name]); write the checkpoint where it is due.
 
-        terms: {name: 0-dim tensor}. Nothing is read back from the device here: the values wait on it until the next
+        terms: {name: 0-dim tensor}. Where the step has several parts, the sum's mean over them is minimised: the step
+        is made after the last. Nothing is read back from the device here: the values wait on it until the next
         reading, every --log_every steps, where they are also checked to be finite.
         """
         total = sum(weights[name] * term for name, term in terms.items())
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        if self.parts.is_first:
+            self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total / self.parts.micro).backward()
+        self.log.pending.add(self.step, total, terms, self.parts.micro)
+        if not self.parts.is_last:
+            return
+        self.parts.finish_step()
+        distributed.mean_gradients(self.net.parameters())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        self.pending.add(self.step, total, terms)
         self.step += 1
         self.bar.update(self.batch_size)
-        if self.due(self.args.log_every) or self.epoch_ended:
+        if self.reading_due:
             self.read_losses()
         if self.due(self.args.save_every) or self.epoch_ended:
             self.save()
 
     def read_losses(self):
         """Log the loss values of the last steps; stop the run if a value is not finite (UserError)."""
-        rows = self.pending.fetch()
-        self.log.write(rows, self._way_on())
-        if rows:
-            values = rows[-1][1]
-            self.writer.add_scalar('train/lr', self.scheduler.get_last_lr()[0], self.step)
-            self.bar.set_postfix({name: f'{value:.3g}' for name, value in values.items()}, refresh=False)
+        self.log.read_losses(self.step, self.scheduler.get_last_lr()[0], self._way_on())
 
     def _way_on(self):
         """What to do about numbers that are not finite, in words."""
         change = 'lower the learning rate' + ('' if self.args.amp == 'off' else ' or use --amp off')
-        if self.saved is None:
+        if self.checkpoint.saved is None:
             return f'{change}, and start anew: there is no checkpoint yet'
-        return (f'{change}, and add --resume to go on from step {self.saved}, whose numbers were finite '
+        return (f'{change}, and add --resume to go on from step {self.checkpoint.saved}, whose numbers were finite '
                 f'({self.path(".ckpt")}); where that fails too, --overwrite to start anew')
 
     def validate(self, measure):
         """Log the scalars that measure() returns. A failure is a warning: the training goes on.
 
         The checkpoint of the step was written by update. The random state stays as it was, so that a run which resumes
-        from that checkpoint, and does not validate again, draws the same numbers.
+        from that checkpoint, and does not validate again, draws the same numbers. Of several processes the first
+        measures.
         """
+        if not is_main():
+            return
         devices = [self.device] if self.device.type == 'cuda' else []
         try:
             with torch.random.fork_rng(devices):
-                self.log_scalars(measure())
+                self.log.scalars(measure(), self.step, self.max_step)
         except Exception as error:
             known = error if isinstance(error, UserError) else process.want_of_resources(error)
             text = str(known) if known else traceback.format_exc()
-            self.bar.write(f'warning: validation after step {self.step} failed, the training goes on: {text}',
-                           file=sys.stderr)
+            self.log.warn(f'validation after step {self.step} failed, the training goes on: {text}')
         finally:
             self.net.train()
 
-    def log_scalars(self, scalars):
-        """Log {name: number} at the current step, to TensorBoard and as a line of text."""
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, self.step)
-        self.bar.write(f'step {self.step} of {self.max_step}: '
-                       + ', '.join(f'{name} {value:.4g}' for name, value in scalars.items()), file=sys.stdout)
-
     def log_figure(self, name, figure):
         """Put a matplotlib figure into TensorBoard and into <session>.<name>.png."""
-        with files.atomic(self.path(f'.{name}.png')) as temporary:
-            figure.savefig(temporary, dpi=100, bbox_inches='tight')
-        self.writer.add_figure(name, figure, self.step)  # closes it
-
-    def finish(self, layout=dict):
-        """Write <session>.pth, the plain state dict that inference reads, and close the logs.
-
-        layout: function that brings the network's state dict into the file's layout.
-        """
-        if self.saved != self.step:
-            self.save()
-        if distributed.is_main():
-            weights = {key: value.cpu() for key, value in layout(self.net.state_dict()).items()}
-            checkpoint.save_tensors(self.path('.pth'), weights)
-        self.writer.close()
-        print(f'wrote {self.path(".pth")} after {self.step} steps'
-              + (f'; peak GPU memory {torch.cuda.max_memory_allocated(self.device) / 2 ** 30:.2f} GiB'
-                 if self.device.type == 'cuda' else ''))
-
-    # ------------------------------------------------------------ checkpoints
+        self.log.figure(name, figure, self.step)
 
     def save(self):
         """Write <session>.ckpt, once the losses so far and the weights are known to be finite (UserError)."""
@@ -211,93 +214,30 @@ class Run:
         spoilt = [name for name, value in self.net.state_dict().items() if not value.isfinite().all()]
         if spoilt:
             raise UserError('weights', f'not finite after step {self.step - 1}: {spoilt[0]}', self._way_on())
-        self.saved = self.step
-        if not distributed.is_main():
-            return
-        random = {'cpu': torch.get_rng_state()}
-        if self.device.type == 'cuda':
-            random['cuda'] = torch.cuda.get_rng_state(self.device)
-        state = {'model': self.net.state_dict(), 'optimizer': self.optimizer.state_dict(),
-                 'scheduler': self.scheduler.state_dict(), 'scaler': self.scaler.state_dict(),
-                 'step': self.step, 'epoch': self.epoch, 'random': random}
-        checkpoint.save_checkpoint(self.path('.ckpt'), state, self.settings)
+        self.checkpoint.save(self.step, self.epoch)
 
-    def _start_or_resume(self, before):
-        path = self.path('.ckpt')
-        if not path.exists():
-            if self.args.resume:
-                print(f'nothing to resume: {path} does not exist; starting from step 0')
-        elif self.args.resume:
-            self._load(path, before)
-        elif not self.args.overwrite:
-            raise UserError(path, 'this session has a checkpoint already',
-                            'add --resume to continue it, --overwrite to start anew, or choose another --session_name')
-        else:
-            path.unlink()
+    def finish(self, layout=dict):
+        """Write <session>.pth, the plain state dict that inference reads, and close the logs.
 
-    def _load(self, path, before):
-        state = checkpoint.read_checkpoint(path)
-        changed = checkpoint.check_settings(path, state['settings'], self.settings, before)
-        rates = [group['initial_lr'] for group in self.optimizer.param_groups]
-        self.net.load_state_dict(state['model'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.scheduler.load_state_dict(state['scheduler'])
-        if changed:  # go on with the learning rates of now
-            self._set_rates(rates)
-        if state['scaler'] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state['scaler'])
-        self.step, self.random_state = state['step'], state['random']
-        self.saved = self.step
-        print(f'resumed {path} at step {self.step} of {self.max_step}'
-              + (f', with other settings from here on: {changed}' if changed else ''))
-
-    def _set_rates(self, rates):
-        """Set the learning rates that the schedule begins with, per parameter group, and those of the current step."""
-        self.scheduler.base_lrs = rates
-        for group, rate, factor in zip(self.optimizer.param_groups, rates, self.scheduler.lr_lambdas):
-            group['initial_lr'], group['lr'] = rate, rate * factor(self.scheduler.last_epoch)
-
-    def _restore_random_state(self):
-        """Dropout and pixel sampling draw from torch's global generator: seed it, or restore its saved state."""
-        if self.random_state is None:
-            torch.manual_seed(self.args.seed)
-            return
-        torch.set_rng_state(self.random_state['cpu'])
-        if self.device.type == 'cuda' and 'cuda' in self.random_state:
-            torch.cuda.set_rng_state(self.random_state['cuda'], self.device)
-
-    # ------------------------------------------------------------ logs and signals
-
-    def _open_tensorboard(self):
-        """Write <session>.json, what the run is; open TensorBoard. Returns its writer."""
-        info = runinfo.describe(self.settings, device_name(self.device), total_batch=self.batch_size,
-                                seed=self.args.seed, steps_per_epoch=self.steps_per_epoch, max_step=self.max_step)
-        files.save_json(self.path('.json'), info)
-        folder = self.args.tblog_dir and files.out_dir(Path(self.args.tblog_dir) / self.session.name, '--tblog_dir')
-        writer = TensorBoard(folder or None, self.step)
-        writer.add_text('run', '```\n' + json.dumps(info, indent=2, default=str) + '\n```', self.step)
-        print(runinfo.line(info))
-        return writer
-
-    @contextlib.contextmanager
-    def _signals(self):
-        """Note SIGTERM and Ctrl-C while training: the run saves and leaves after the current step."""
-        def note(number, _):
-            # `timeout` signals process and group, so SIGTERM can arrive twice; only a second Ctrl-C means "stop now".
-            if number == self.stop_signal == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop_signal = self.stop_signal or number
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self):
-        if self.saved != self.step:
+        layout: function that brings the network's state dict into the file's layout.
+        """
+        if self.checkpoint.saved != self.step:
             self.save()
-        self.writer.close()
-        print(f'\n{signal.Signals(self.stop_signal).name}: saved {self.path(".ckpt")} at step {self.step} of '
-              f'{self.max_step}; continue with --resume', file=sys.stderr)
-        sys.exit(128 + self.stop_signal)
+        if is_main():
+            weights = {key: value.cpu() for key, value in layout(self.net.state_dict()).items()}
+            checkpoint.save_tensors(self.path('.pth'), weights)
+        self.log.close()
+        distributed.stop()
+        print(f'wrote {self.path(".pth")} after {self.step} steps'
+              + (f'; peak GPU memory {torch.cuda.max_memory_allocated(self.device) / 2 ** 30:.2f} GiB'
+                 if self.device.type == 'cuda' else ''))
+
+    def _leave(self):
+        """End the process after a signal, with a checkpoint of the step just made."""
+        if self.checkpoint.saved != self.step:
+            self.save()
+        self.log.close()
+        if is_main():
+            print(f'\n{self.stop.name}: saved {self.path(".ckpt")} at step {self.step} of {self.max_step}; continue '
+                  'with --resume', file=sys.stderr)
+        sys.exit(128 + self.stop.number)

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from network import backbones
+from network.dropout import Dropout
 from network.names import PUBLISHED, RESNETS, STRIDES, TIMM, known
 from network.resnet38d import ResNet38
 from network.resnet101 import DEEP_STEM, stem_of
@@ -39,7 +40,7 @@ class ASPP(nn.Module):
         self.branch5_bn = nn.BatchNorm2d(channels)
         self.conv_cat = nn.Sequential(
             nn.Conv2d((len(self.rates) + 1) * channels, channels, 1, bias=False), nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True), nn.Dropout(0.5))
+            nn.ReLU(inplace=True), Dropout(0.5))
 
     def forward(self, x):
         """x (N, in_channels, h, w) → (N, channels, h, w).
@@ -98,7 +99,7 @@ class DeepLabV1(DeepLab):
         self.bn_fov = nn.BatchNorm2d(channels)
         self.conv_fov2 = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn_fov2 = nn.BatchNorm2d(channels)
-        self.dropout1 = nn.Dropout(0.5)
+        self.dropout1 = Dropout(0.5)
         self.cls_conv = nn.Conv2d(channels, num_classes, 1)
 
     def head(self, x):
@@ -114,7 +115,7 @@ class DeepLabV2(DeepLab):
     def __init__(self, backbone, in_channels, num_classes):
         super().__init__(backbone)
         self.aspp = ASPP(in_channels, 256, backbone.stride)
-        self.dropout1 = nn.Dropout(0.5)
+        self.dropout1 = Dropout(0.5)
         self.cls_conv = nn.Conv2d(256, num_classes, 1)
 
     def head(self, x):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from network.dropout import Dropout2d
 from network.width import scaled
 from tool.cam import View, peak_norm, resize, winner_take_all
 
@@ -37,7 +38,7 @@ class CAMHeads:
         self.parts = frozenset(parts)
         top = self.channels['high']
         low, middle = (scaled(channels, self.width) for channels in PCM_CHANNELS)
-        self.dropout7 = nn.Dropout2d(dropout) if dropout else nn.Identity()
+        self.dropout7 = Dropout2d(dropout) if dropout else nn.Identity()
         self.fc8 = nn.Conv2d(top, num_classes, 1, bias=False)
         self.from_scratch = ['fc8']  # new layers: ten times the learning rate
         if PROJECTION in parts:

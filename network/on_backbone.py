@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 from torch import nn
 
 from network import backbones
+from network.fixed_norm import fix_batch_norms
 from network.heads import CAMHeads
 from network.names import in_words
 from network.resnet38_aff import AffinityHead
@@ -40,9 +41,7 @@ class OnBackbone(nn.Module):
 
     def train(self, mode=True):
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # running statistics, never those of the batch, as in ResNet-38
+        fix_batch_norms(self, mode)  # running statistics, never those of the batch, as in ResNet-38
         return self
 
 

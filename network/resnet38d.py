@@ -2,6 +2,8 @@
 import torch.nn.functional as F
 from torch import nn
 
+from network.dropout import Dropout2d
+from network.fixed_norm import BatchNorm2d, fix_batch_norms
 from network.layout import to_dense, to_mkldnn
 from network.width import scaled
 
@@ -20,10 +22,10 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels, mid_channels, out_channels, stride=1, first_dilation=None, dilation=1):
         super().__init__()
         first_dilation = first_dilation or dilation
-        self.bn_branch2a = nn.BatchNorm2d(in_channels)
+        self.bn_branch2a = BatchNorm2d(in_channels)
         self.conv_branch2a = nn.Conv2d(in_channels, mid_channels, 3, stride, padding=first_dilation,
                                        dilation=first_dilation, bias=False)
-        self.bn_branch2b1 = nn.BatchNorm2d(mid_channels)
+        self.bn_branch2b1 = BatchNorm2d(mid_channels)
         self.conv_branch2b1 = nn.Conv2d(mid_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
         self.conv_branch1 = None
         if in_channels != out_channels or stride != 1:
@@ -44,13 +46,13 @@ class BottleneckBlock(nn.Module):
     def __init__(self, in_channels, out_channels, stride=1, dilation=1, dropout=0.):
         super().__init__()
         quarter, half = max(1, out_channels // 4), max(1, out_channels // 2)
-        self.bn_branch2a = nn.BatchNorm2d(in_channels)
+        self.bn_branch2a = BatchNorm2d(in_channels)
         self.conv_branch2a = nn.Conv2d(in_channels, quarter, 1, stride, bias=False)
-        self.bn_branch2b1 = nn.BatchNorm2d(quarter)
-        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.bn_branch2b1 = BatchNorm2d(quarter)
+        self.dropout_2b1 = Dropout2d(dropout)
         self.conv_branch2b1 = nn.Conv2d(quarter, half, 3, padding=dilation, dilation=dilation, bias=False)
-        self.bn_branch2b2 = nn.BatchNorm2d(half)
-        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.bn_branch2b2 = BatchNorm2d(half)
+        self.dropout_2b2 = Dropout2d(dropout)
         self.conv_branch2b2 = nn.Conv2d(half, out_channels, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
@@ -58,8 +60,9 @@ class BottleneckBlock(nn.Module):
         """As ResBlock.forward."""
         activated = F.relu(self.bn_branch2a(x))
         y = self.conv_branch2a(activated)
-        y = self.conv_branch2b1(self.dropout_2b1(F.relu(self.bn_branch2b1(y))))
-        y = self.conv_branch2b2(self.dropout_2b2(F.relu(self.bn_branch2b2(y))))
+        # Dropout before the ReLU gives the same numbers, and of the two maps only the one after both is kept.
+        y = self.conv_branch2b1(F.relu(self.dropout_2b1(self.bn_branch2b1(y))))
+        y = self.conv_branch2b2(F.relu(self.dropout_2b2(self.bn_branch2b2(y))))
         return self.conv_branch1(activated) + y, activated
 
 
@@ -90,7 +93,7 @@ class ResNet38(nn.Module):
         self.b5_2 = ResBlock(c1024, c512, c1024, dilation=2)
         self.b6 = BottleneckBlock(c1024, c2048, dilation=4, dropout=0.3)
         self.b7 = BottleneckBlock(c2048, c4096, dilation=4, dropout=0.5)
-        self.bn7 = nn.BatchNorm2d(c4096)
+        self.bn7 = BatchNorm2d(c4096)
         self.channels, self.stride = {'low': c512, 'middle': c1024, 'high': c4096}, 8
 
     def features(self, x):
@@ -128,7 +131,5 @@ class FrozenResNet38(ResNet38):
 
     def train(self, mode=True):
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # running statistics, never those of the batch
+        fix_batch_norms(self, mode)  # running statistics, never those of the batch
         return self

@@ -1,6 +1,9 @@
 """The DeepLab of an experiment, with pretrained or with trained weights."""
+from torch import nn
+
 from engine.errors import UserError
 from engine.networks import load_with_report, read_weights
+from engine.ranks import world_size
 from network import deeplab
 from network.backbones import under_backbone
 from network.names import PUBLISHED, STRIDES
@@ -34,6 +37,19 @@ def trained(config, path, num_classes, state=None):
     net = _build(config, state, path, num_classes)
     load_with_report(net, state, path)
     return net
+
+
+def over_processes(net, device):
+    """The network with batch statistics over all processes of a run (SyncBatchNorm), which are those of the total
+    batch. UserError for several processes on CPUs, where PyTorch has no such layer.
+    """
+    if world_size() == 1:
+        return net
+    if device.type != 'cuda':
+        raise UserError('torchrun', f'started {world_size()} processes on CPUs, where DeepLab needs batch statistics '
+                        'that exist on GPUs alone (SyncBatchNorm)', 'start it with python, or give each process a GPU')
+    print('batch statistics: over all processes (SyncBatchNorm)')
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
 
 def _build(config, state, path, num_classes, **options):

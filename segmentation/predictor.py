@@ -18,6 +18,7 @@ from network import deeplab, names
 from network.weights import describe, read_weights
 from segmentation import inference, model, prediction
 from segmentation.experiment.config import Config
+from tool.cam import with_flip
 from tool.crf import DEEPLAB
 
 # Flags that networks of Step 1 alone have a use for, and what counts as not given.
@@ -133,7 +134,7 @@ class OfStep1(Predictor):
             cams = torch.zeros(0, *size)
             if len(present):
                 images = (transforms.at_scale(pixels, scale) for scale in self.args.scales)
-                scaled = [torch.stack([image, image.flip(2)]).to(self.device) for image in images]
+                scaled = (with_flip(image.to(self.device)) for image in images)
                 cams_of = functools.partial(self.net.cams, revised=self.recipe.map == 'revised')
                 cams = self.recipe.multi_scale_cams(cams_of, scaled, torch.from_numpy(present), size)
         if is_blank(pixels):

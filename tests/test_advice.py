@@ -84,7 +84,7 @@ def test_the_schedule_goes_on_with_the_new_learning_rate(tmp_path):
     args = make_run(tmp_path, '--resume').args
     for group, rate in zip(run.optimizer.param_groups, (0.01, 0.02)):
         group['lr'] = group['initial_lr'] = rate
-    run._set_rates([0.01, 0.02])
+    checkpoint.set_rates(run.optimizer, run.scheduler, [0.01, 0.02])
     assert run.scheduler.get_last_lr() and args.resume
     factor = (1 - 4 / 8) ** 0.9
     assert [group['lr'] for group in run.optimizer.param_groups] == pytest.approx([0.01 * factor, 0.02 * factor])

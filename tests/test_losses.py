@@ -275,7 +275,7 @@ def test_the_intra_view_term_samples_half_a_class_at_random_and_half_of_its_hard
     chosen_at_random = torch.zeros(len(labels))
     draws = 300
     for _ in range(draws):
-        loss = contrast.intra_view(similarity, labels)
+        loss = contrast.intra_view(similarity, labels, *contrast.sample(similarity, labels))
         weight = torch.autograd.grad(loss, similarity)[0][pixels, labels] / alone  # of each pixel's loss
         torch.testing.assert_close(loss, (weight * plain).sum(), rtol=1e-4, atol=1e-6)
         for members in groups.values():

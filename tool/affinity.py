@@ -85,13 +85,21 @@ def pair_labels(label, ignore):
     return tuple(pairs.flatten(2) for pairs in (same & (first == 0), same & (first != 0), valid & ~same))
 
 
-def affinity_loss(affinity, bg, fg, neg):
+def pair_counts(bg, fg, neg):
+    """The number of pairs of each kind, int64 (3,)."""
+    return torch.stack([pairs.sum() for pairs in (bg, fg, neg)])
+
+
+def affinity_loss(affinity, bg, fg, neg, counts=None, parts=1):
     """Cross entropy of the affinities with what the labels say of the pairs, one term per kind of pair.
 
     affinity: (N, O, P) in 0..1. bg, fg, neg: bool (N, O, P). Returns dict of scalars, not weighted (WEIGHTS does that):
     'loss_bg', 'loss_fg': mean −log(aff + 1e-5); 'loss_neg': mean −log(1 + 1e-5 − aff). A kind without pairs gives 0.
+    counts: pair_counts of the total batch, of whose `parts` equal parts this is one; of these pairs unless given. The
+    mean of a term over the parts is its value on the total batch.
     """
+    counts = pair_counts(bg, fg, neg) if counts is None else counts
     alike = -torch.log(affinity + EPSILON)
     different = -torch.log(1 + EPSILON - affinity)
-    return {name: (pairs * cost).sum() / (pairs.sum() + EPSILON)
-            for name, pairs, cost in (('loss_bg', bg, alike), ('loss_fg', fg, alike), ('loss_neg', neg, different))}
+    return {name: parts * (pairs * cost).sum() / (count + EPSILON)
+            for name, pairs, cost, count in zip(WEIGHTS, (bg, fg, neg), (alike, alike, different), counts)}

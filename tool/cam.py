@@ -64,11 +64,16 @@ def winner_take_all(foreground):
     return torch.cat([1 - winner, torch.where(foreground < winner, 0., foreground)], 1)
 
 
+def with_flip(image):
+    """An image (3, h, w) and its flip: (2, 3, h, w)."""
+    return torch.stack([image, image.flip(2)])
+
+
 def multi_scale(cams_of, scaled, present, size):
     """CAMs of one image, summed over scales and flips and stretched to 0..1. METHOD 4.1.
 
-    cams_of: function from images (2, 3, h, w) to maps (2, C, h', w'). scaled: per scale the image and its flip, as
-    one such batch. present (K,): foreground indices from 0 of the present classes; no other channel is enlarged.
+    cams_of: function from images (2, 3, h, w) to maps (2, C, h', w'). scaled: per scale such a batch, with_flip of the
+    image. present (K,): foreground indices from 0 of the present classes; no other channel is enlarged.
     size: (H, W) of the image. Returns (K, H, W). Plain twin: reference/networks.py, multi_scale_cams.
     """
     total = 0.

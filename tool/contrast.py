@@ -3,7 +3,7 @@
 The functions take maps and features and nothing else. Everything is float32.
 Plain twin: reference/contrast_loss.py, contrast_losses.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +15,23 @@ SEMI_HARD_RANKS = slice(3, 13)  # semi-hard prototypes: the 4th to the 13th most
 
 
 @dataclass(frozen=True)
-class ViewPixels:
-    """One view as the contrast compares it. P = N·h·w pixels, one after the other.
+class Pool:
+    """What a total batch decides about one view, without gradient. P = N·h·w pixels, one after the other.
 
-    features (P, D): L2-normalised. labels (P,): pseudo labels, mask values. prototypes (C, D): L2-normalised.
+    prototypes (C, D): L2-normalised. labels (P,): pseudo labels, mask values. weights (P,): of the pixels' losses in
+    the intra-view term, and seen, 0-dim, the number of classes that their sum is divided by; None where not wanted.
+    count: the number of equal parts of the batch, of one of which labels and weights are.
     """
-    features: torch.Tensor
-    labels: torch.Tensor
     prototypes: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor = None
+    seen: torch.Tensor = None
+    count: int = 1
 
-    def similarity(self, prototypes, temperature):
-        """Similarity of each pixel to each prototype, over temperature: (P, C)."""
-        return self.features @ prototypes.T / temperature
+    def of(self, part):
+        """The pool as a tool.part.Part of the batch needs it."""
+        weights = None if self.weights is None else part.of(self.weights)
+        return replace(self, labels=part.of(self.labels), weights=weights, count=part.count)
 
 
 @torch.no_grad()
@@ -64,25 +69,28 @@ def best_pixels(scores, k):
     return values[:, :k], pixels[:, :k]
 
 
-def intra_view(similarity, labels):
+def intra_view(similarity, labels, weights, seen):
     """Intra-view contrast with semi-hard prototypes and hard pixel sampling. METHOD 3.6.
 
-    similarity (P, C): pixels to the prototypes of their own view, over temperature. labels (P,) int64.
-    A pixel's negatives are the prototypes ranked 4..13 by similarity; its own may be among them. Of a class's n ≥ 2
-    pixels, floor(n/2) random ones count, and floor(n/2) semi-hard ones (the end of the int(0.6 n) least similar).
-    Kept as published: the sum over classes is divided by all classes seen, those with one pixel included.
+    similarity (P, C): pixels to the prototypes of their own view, over temperature. labels (P,) int64. weights, seen:
+    of `sample`. A pixel's negatives are the prototypes ranked 4..13 by similarity; its own may be among them.
     """
     own = similarity.gather(1, labels[:, None])
     ranked = similarity.sort(1, descending=True).values[:, SEMI_HARD_RANKS]
     loss = torch.cat([own, ranked], 1).logsumexp(1) - own[:, 0]
-    with torch.no_grad():
-        weight, seen = _sampling_weights(own[:, 0], labels, similarity.shape[1])
-    return (weight * loss).sum() / seen
+    return (weights * loss).sum() / seen
 
 
-def _sampling_weights(own, labels, num_classes):
-    """Weight of each pixel's loss (P,), zero where not sampled, and the number of classes seen (0-dim tensor)."""
-    count = torch.zeros(num_classes, dtype=torch.float64, device=own.device)
+@torch.no_grad()
+def sample(similarity, labels):
+    """The pixels whose losses count in the intra-view term. METHOD 3.6. Arguments as in intra_view, of the total batch.
+
+    Of a class's n ≥ 2 pixels, floor(n/2) random ones count, and floor(n/2) semi-hard ones (the end of the int(0.6 n)
+    least similar). Returns the weight of each pixel's loss (P,), zero where not sampled, and the number of classes seen
+    (0-dim tensor). Kept as published: the classes with one pixel are among those seen.
+    """
+    own = similarity.gather(1, labels[:, None])[:, 0]
+    count = torch.zeros(similarity.shape[1], dtype=torch.float64, device=own.device)
     count.scatter_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
     n = count[labels]
     half, band = (n / 2).floor(), (0.6 * n).floor()
@@ -103,33 +111,62 @@ def _rank_within(values, labels, count):
     return rank
 
 
-def prepare(view, size, label, bg_threshold, fraction):
-    """The ViewPixels of a tool.cam.View, its maps brought to `size` (h, w). Other arguments as in losses."""
-    features, revised = (resize(maps.float(), size) if maps.shape[2:] != size else maps.float()
-                         for maps in (view.features, view.revised))
-    scores, labels = pseudo_labels(revised, label, bg_threshold)
-    k = max(1, int(size[0] * size[1] * fraction))
-    pixels = F.normalize(features, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-    return ViewPixels(pixels, labels.flatten(), prototypes(scores, features.detach(), k))
+def comparable(view1, view2):
+    """The maps that the contrast compares: features and revised CAMs of view 1, then of view 2, float32 (N, …, h, w).
 
-
-def losses(view1, view2, label, *, wanted=TERMS, bg_threshold=0.20, fraction=1 / 8, temperature=0.1):
-    """The named contrast terms {'cross_prototype', 'cross_cam', 'intra'}, unweighted; only those `wanted`.
-
-    view1, view2: tool.cam.View with revised CAMs and features. View 1 is brought to the size of view 2's maps (16×16
-    as published). label (N, C − 1). bg_threshold: background score 0..1 of the pseudo labels. fraction: of one image's
-    pixels, the number that a prototype averages over the whole batch.
+    Those of view 1 are brought to the size of view 2's (16×16 as published).
     """
     size = view2.features.shape[2:]
-    one, two = (prepare(view, size, label, bg_threshold, fraction) for view in (view1, view2))
-    own1, own2 = one.similarity(one.prototypes, temperature), two.similarity(two.prototypes, temperature)
+    return [resize(maps.float(), size) if maps.shape[2:] != size else maps.float()
+            for view in (view1, view2) for maps in (view.features, view.revised)]
+
+
+def unit_pixels(features):
+    """The L2-normalised features (N, D, h, w) of each pixel: (P, D)."""
+    return F.normalize(features, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def similarity(pixels, pool, temperature):
+    """Similarity of each pixel (P, D) to each prototype of a Pool, over temperature: (P, C)."""
+    return pixels @ pool.prototypes.T / temperature
+
+
+@torch.no_grad()
+def pools(maps, label, *, wanted=TERMS, bg_threshold=0.20, fraction=1 / 8, temperature=0.1):
+    """The Pool of either view. maps: of `comparable`, for all images of the total batch. Others as in losses."""
+    found = []
+    for features, revised in (maps[:2], maps[2:]):
+        scores, labels = pseudo_labels(revised, label, bg_threshold)
+        k = max(1, int(features.shape[2] * features.shape[3] * fraction))
+        pool = Pool(prototypes(scores, features, k), labels.flatten())
+        if 'intra' in wanted:
+            weights, seen = sample(similarity(unit_pixels(features), pool, temperature), pool.labels)
+            pool = replace(pool, weights=weights, seen=seen)
+        found.append(pool)
+    return found
+
+
+def losses(view1, view2, label, *, total=None, wanted=TERMS, bg_threshold=0.20, fraction=1 / 8, temperature=0.1):
+    """The named contrast terms {'cross_prototype', 'cross_cam', 'intra'}, unweighted; only those `wanted`.
+
+    view1, view2: tool.cam.View with revised CAMs and features. label (N, C − 1). bg_threshold: background score 0..1 of
+    the pseudo labels. fraction: of one image's pixels, the number that a prototype averages over the whole batch.
+    total: the two Pools of a total batch that the views are a part of; None where they are all of it. The mean of a
+    term over the parts is its value on the total batch.
+    """
+    maps = comparable(view1, view2)
+    one, two = total or pools(maps, label, wanted=wanted, bg_threshold=bg_threshold, fraction=fraction,
+                              temperature=temperature)
+    pixels1, pixels2 = unit_pixels(maps[0]), unit_pixels(maps[2])
+    own1, own2 = similarity(pixels1, one, temperature), similarity(pixels2, two, temperature)
     ce = F.cross_entropy
     out = {}
     if 'cross_prototype' in wanted:
-        cross1, cross2 = one.similarity(two.prototypes, temperature), two.similarity(one.prototypes, temperature)
+        cross1, cross2 = similarity(pixels1, two, temperature), similarity(pixels2, one, temperature)
         out['cross_prototype'] = (ce(cross1, one.labels) + ce(cross2, two.labels)) / 2
     if 'cross_cam' in wanted:
         out['cross_cam'] = (ce(own1, two.labels) + ce(own2, one.labels)) / 2
     if 'intra' in wanted:
-        out['intra'] = (intra_view(own1, one.labels) + intra_view(own2, two.labels)) / 2
+        out['intra'] = sum(pool.count * intra_view(own, pool.labels, pool.weights, pool.seen)
+                           for own, pool in ((own1, one), (own2, two))) / 2
     return out

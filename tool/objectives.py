@@ -35,8 +35,12 @@ def eps_plain(view1, view2, target, recipe):
 
 def contrast_terms(view1, view2, target, recipe):
     """The contrast terms that have a weight; {} where none has."""
+    settings = contrast_settings(recipe)
+    return {} if settings is None else contrast.losses(view1, view2, target.label, total=target.pools, **settings)
+
+
+def contrast_settings(recipe):
+    """The keywords of contrast.losses and contrast.pools by a recipe; None where no contrast term has a weight."""
     wanted = [name for name in contrast.TERMS if name in recipe.terms]
-    if not wanted:
-        return {}
-    return contrast.losses(view1, view2, target.label, wanted=wanted, bg_threshold=recipe.bg_threshold,
-                           fraction=recipe.prototype_fraction, temperature=recipe.temperature)
+    return {'wanted': wanted, 'bg_threshold': recipe.bg_threshold, 'fraction': recipe.prototype_fraction,
+            'temperature': recipe.temperature} if wanted else None

@@ -26,11 +26,14 @@ class Target(NamedTuple):
     """What the losses know of a batch of images.
 
     label (N, C − 1): image-level labels, 0 or 1 per foreground class. present: the channels that they allow.
-    saliency (N, 1, H, W), 0..1, of view 1's images; None for a baseline without saliency.
+    saliency (N, 1, H, W), 0..1, of view 1's images; None for a baseline without saliency. pools: the two
+    tool.contrast.Pool, on the views' device, of the total batch that these images are a part of; None where they are
+    all of it.
     """
     label: torch.Tensor
     present: PresentChannels
     saliency: torch.Tensor = None
+    pools: tuple = None
 
     def to(self, device):
         return Target(*(None if value is None else value.to(device) if isinstance(value, PresentChannels)
@@ -58,7 +61,9 @@ def classification_loss(cam, label, size):
     CAM is a weighted mean of the small one: its weights are the column means of the two interpolation matrices.
     """
     rows, columns = (_interpolation_mean(small, large, cam) for small, large in zip(cam.shape[2:], size))
-    logits = torch.einsum('nchw,h,w->nc', cam, rows, columns)
+    # One product. An einsum's backward pass has products of inner size 1, for which PyTorch compiles a kernel on CUDA:
+    # that needs a C compiler on the machine that trains.
+    logits = cam.flatten(2) @ (rows[:, None] * columns).flatten()
     return F.multilabel_soft_margin_loss(logits[:, 1:], label)
 
 

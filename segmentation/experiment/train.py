@@ -37,6 +37,7 @@ def main(args):
     import torch
 
     from data.segmentation import Augmentation, PseudoMasks
+    from engine import distributed
     from engine.datasets import check_photos
     from engine.device import autocast, set_up, to_device
     from engine.runinfo import fingerprint, fingerprint_of_ids
@@ -44,7 +45,7 @@ def main(args):
     from engine.training_pictures import segmentation_figure
     from engine.validation import warn_of_shared_ids
     from segmentation import model, preflight
-    from segmentation.losses import segmentation_loss
+    from segmentation.losses import labelled_pixels, segmentation_loss
 
     config, data = configs.effective(args), cli.chosen_dataset(args, train_list='train_aug')
     ids = read_list(args.train_list, '--train_list')
@@ -52,7 +53,7 @@ def main(args):
     warn_of_shared_ids(ids, args.train_list)
     device = set_up(args, config.EXP_NAME)
     net = model.pretrained(config, configs.located(config.MODEL_BACKBONE_PRETRAIN), data.classes.num_classes)
-    net = to_device(net, device, args.amp)
+    net = to_device(model.over_processes(net, device), device, args.amp)
 
     root, mask_dir = configs.located(args.voc12_root), configs.located(config.DATA_PSEUDO_GT)
     photos = data.photos(root)
@@ -77,7 +78,8 @@ def main(args):
         mask = batch['mask'].to(device, non_blocking=True)
         with autocast(device, args.amp):
             logits = net(image)
-        run.update({'loss_seg': segmentation_loss(logits.float(), mask)}, {'loss_seg': 1.})
+        labelled = distributed.total(labelled_pixels(mask))
+        run.update({'loss_seg': segmentation_loss(logits.float(), mask, labelled, run.parts.count)}, {'loss_seg': 1.})
         if run.picture_due:
             run.log_figure('predictions', segmentation_figure(batch, logits, data.classes.palette))
     run.finish()
