@@ -150,7 +150,7 @@ def test_an_error_of_all_processes_is_one_line(toy, tmp_path):
     name, argv = arguments(toy, None, 'seam', tmp_path, '--weights', tmp_path / 'none.pth')
     run = torchrun(name, argv)
     said = run.communicate(timeout=120)[1]
-    assert run.returncode != 0 and said.count('error: ') == 1 and 'none.pth: file not found' in said
+    assert run.returncode != 0 and said.count('error: ') == 1 and 'none.pth: weights not found' in said
 
 
 def test_a_batch_that_does_not_divide_is_refused(toy, tmp_path, capsys):
