@@ -34,9 +34,8 @@ def main(args):
     # Imported here, because --help need not wait for torch.
     import torch
 
-    from data.affinity import AffinityCrops
     from engine import distributed
-    from engine.datasets import check_photos
+    from engine.datasets import affinity_crops, check_photos
     from engine.device import autocast, set_up
     from engine.networks import network_for_training
     from engine.outputs import origin
@@ -53,13 +52,11 @@ def main(args):
     check(args, len(ids))
     warn_of_shared_ids(ids, args.train_list, args.val_list)
     check_alphas(ids, args.la_crf_dir, args.ha_crf_dir, data.classes.num_classes)
-    where = (data.photos(args.voc12_root), args.la_crf_dir, args.ha_crf_dir, data.classes.num_classes, args.crop_size)
     net = network_for_training(args, device, method='affinity_features')
     check_crop(args.crop_size, net.stride)
-    read_as = {'convert_rgb': args.convert_rgb, 'stride': net.stride}
-    dataset = AffinityCrops(ids, *where, train=True, **read_as)
+    dataset = affinity_crops(ids, args, data, net.stride, train=True)
     val_ids = in_both_folders(validation_ids(args), args)
-    validation = val_ids and AffinityCrops(val_ids, *where, train=False, **read_as)
+    validation = val_ids and affinity_crops(val_ids, args, data, net.stride, train=False)
     check_photos(dataset, '--train_list')
     if validation:
         check_photos(validation, '--val_list')
@@ -67,9 +64,9 @@ def main(args):
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches, accumulate=args.accumulate, inputs={'train_ids': fingerprint_of_ids(ids),
-                                               'low_alpha': origin(args.la_crf_dir, '.npy'),
-                                               'high_alpha': origin(args.ha_crf_dir, '.npy')})
+              epochs=args.max_epoches, accumulate=args.accumulate,
+              inputs={'train_ids': fingerprint_of_ids(ids), 'low_alpha': origin(args.la_crf_dir, '.npy'),
+                      'high_alpha': origin(args.ha_crf_dir, '.npy')})
     for batch in run.batches(dataset):
         label = batch['label'].to(device, non_blocking=True)
         counts = distributed.total(pair_counts(*pair_labels(label, IGNORE)))

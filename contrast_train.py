@@ -55,8 +55,9 @@ def main(args):
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches, accumulate=args.accumulate, inputs={'train_ids': fingerprint_of_ids(ids),
-                                               'labels': fingerprint(len(ids), dataset.labels.numpy().tobytes())})
+              epochs=args.max_epoches, accumulate=args.accumulate,
+              inputs={'train_ids': fingerprint_of_ids(ids),
+                      'labels': fingerprint(len(ids), dataset.labels.numpy().tobytes())})
     views = TrainingViews(net, recipe, run.parts, args.amp)
     for batch in run.batches(dataset):
         views.look_ahead(batch)

@@ -15,7 +15,6 @@ from tool.seam import present_channels
 class LabelledImages(Photos):
     """Items {'name', 'image': transform(PIL image), 'label': float32 (K,)}; a batch has its 'present' channels too.
 
-
     cls_labels: path of the labels (data/labels.py) of a ClassSet, `classes`, of K foreground classes.
     UserError, when made: an id without a label or a photo.
     """

@@ -1,7 +1,8 @@
-"""The data sets of Step 1's training, as the flags describe them, and the look at all photos before a training."""
+"""The data sets of the trainings of Steps 1 and 2, as the flags describe them, and the look at all photos before a training."""
 import torch
 
 from data import transforms
+from data.affinity import AffinityCrops
 from data.classification import LabelledImages, SalientImages
 from data.photo_check import check_photo
 from engine.errors import UserError
@@ -48,3 +49,9 @@ def validation_images(args, data):
     ids = validation_ids(args)
     return LabelledImages(ids, data.photos(args.voc12_root), args.cls_labels, data.classes,
                           transforms.classification_val(args.crop_size), args.convert_rgb) if ids else None
+
+
+def affinity_crops(ids, args, data, stride, train):
+    """Step 2's images `ids` with the labels of their pairs. stride: pixels per cell. train: augmented, or whole."""
+    return AffinityCrops(ids, data.photos(args.voc12_root), args.la_crf_dir, args.ha_crf_dir, data.classes.num_classes,
+                         args.crop_size, train, args.convert_rgb, stride)

@@ -63,6 +63,11 @@ class Config:
             raise UserError('--DATA_RANDOMSCALE', f'{low} is above {high}', 'give the lower factor first')
 
     @property
+    def jitter(self):
+        """The most by which hue, saturation and value are shifted."""
+        return self.DATA_RANDOM_H, self.DATA_RANDOM_S, self.DATA_RANDOM_V
+
+    @property
     def network(self):
         """Name of the network, for network.deeplab.build."""
         return f'{self.MODEL_NAME}_{self.MODEL_BACKBONE}'

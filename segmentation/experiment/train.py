@@ -60,8 +60,7 @@ def main(args):
     masks = preflight.check(ids, photos, mask_dir, data.truth(root), data.classes, args.num_workers,
                             args.allow_unusual_masks)
     print(masks.text(data.classes.names))
-    jitter = (config.DATA_RANDOM_H, config.DATA_RANDOM_S, config.DATA_RANDOM_V)
-    augmentation = Augmentation(config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE, jitter, config.DATA_RANDOMFLIP)
+    augmentation = Augmentation(config.DATA_RANDOMCROP, config.DATA_RANDOMSCALE, config.jitter, config.DATA_RANDOMFLIP)
     dataset = PseudoMasks(ids, photos, mask_dir, data.classes, augmentation, args.convert_rgb)
     check_photos(dataset, '--train_list')
 
