@@ -13,7 +13,7 @@ says what made its files; with other weights or flags the command refuses.
 from pathlib import Path
 
 from data.lists import read_list
-from engine import cli, files, outputs, runinfo
+from engine import cli, files, outputs, ranks, runinfo
 
 NETWORK = 'network.resnet38_aff'  # unless --network or --backbone says otherwise
 
@@ -57,6 +57,7 @@ def main(args):
     from engine.networks import network_for_inference
     from engine.parallel import WorkerPool, progress
 
+    shard = ranks.own_shard(args.shard)
     cli.choose_backbone(args, NETWORK, stored=True)
     data = cli.chosen_dataset(args, infer_list='train')
     runinfo.check_classes(args.weights, data.classes)
@@ -67,13 +68,14 @@ def main(args):
     net = network_for_inference(args, device, method='affinity_features')
     dataset = PaddedImages(ids, data.photos(args.voc12_root), args.convert_rgb, net.stride)
     made = what_is_made(args)
-    dataset.keep(outputs.begin(made.values(), ids, args.overwrite))
-    print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already')
+    dataset.keep(outputs.begin(list(made.values()), ids, args.overwrite, shard))
+    own = len(shard.of(ids))
+    print(f'{shard}{args.infer_list}: {own} images, {own - len(dataset)} done already')
     settings = WalkSettings(args.bg, args.alpha, args.beta, args.logt, args.crf_setting if args.crf else None,
                             args.crf_iters, data.classes, engine, net.stride)
 
     with WorkerPool(engine.workers(args.num_workers)) as pool, torch.inference_mode():
-        for item in progress(single_items(dataset, args.num_workers, device), 'random walk', len(dataset)):
+        for item in progress(single_items(dataset, args.num_workers, device), f'{shard}random walk', len(dataset)):
             with autocast(device, args.amp):
                 affinity = net(item['image'][None].to(device, non_blocking=True))[0]
             paths = {kind: output.folder / (item['name'] + output.suffix) for kind, output in made.items()}

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from data.lists import read_list
-from engine import cli, files, outputs
+from engine import cli, files, outputs, ranks
 from engine.errors import UserError
 
 
@@ -38,7 +38,7 @@ def main(args):
     from engine.device import select_device
     from engine.parallel import map_images
 
-    data = cli.chosen_dataset(args, infer_list='train_aug')
+    shard, data = ranks.own_shard(args.shard), cli.chosen_dataset(args, infer_list='train_aug')
     engine = chosen_engine(args.crf_engine, select_device(args.device))
     names = [f'{alpha:.2f}' for alpha in args.alpha]
     if len(set(names)) < len(names):
@@ -51,12 +51,13 @@ def main(args):
     made = {'kind': 'class probabilities after the CRF', 'cams_sha256': outputs.origin(args.cam_dir, '.npy'),
             'crf_iters': args.crf_iters, 'crf_engine': args.crf_engine}
     wanted = outputs.begin([outputs.Output(folder, '.npy', {**made, 'alpha': alpha})
-                            for alpha, folder in folders.items()], ids, args.overwrite)
-    print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(wanted)} done already, alpha {" ".join(names)}')
+                            for alpha, folder in folders.items()], ids, args.overwrite, shard)
+    own = len(shard.of(ids))
+    print(f'{shard}{args.infer_list}: {own} images, {own - len(wanted)} done already, alpha {" ".join(names)}')
     refine = partial(write_probabilities, cam_dir=Path(args.cam_dir), folders=folders, iterations=args.crf_iters,
                      num_classes=data.classes.num_classes, convert_rgb=args.convert_rgb, overwrite=args.overwrite,
                      engine=engine)
-    map_images(refine, [(name, photos[name]) for name in wanted], engine.workers(args.num_workers), 'CRF')
+    map_images(refine, [(name, photos[name]) for name in wanted], engine.workers(args.num_workers), f'{shard}CRF')
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ says what made its files; with other weights or flags the command refuses.
 import functools
 
 from data.lists import read_list
-from engine import cli, files, outputs, runinfo
+from engine import cli, files, outputs, ranks, runinfo
 from engine.errors import UserError
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
@@ -54,7 +54,7 @@ def main(args):
     from engine.parallel import WorkerPool, progress
     from tool.cam import with_flip
 
-    recipe = cli.chosen_recipe(args, 'infer')
+    shard, recipe = ranks.own_shard(args.shard), cli.chosen_recipe(args, 'infer')
     data = cli.chosen_dataset(args, infer_list='train')
     runinfo.check_classes(args.weights, data.classes)
     device = set_up(args)
@@ -64,9 +64,10 @@ def main(args):
     dataset = MultiScaleImages(ids, data.photos(args.voc12_root), args.cls_labels, data.classes, args.scales,
                                args.convert_rgb)
     net = network_for_inference(args, device, recipe, num_classes=data.classes.num_classes)
-    dataset.keep(outputs.begin(what_is_made(args, recipe, folders), ids, args.overwrite))
-    print(f'{args.infer_list}: {len(ids)} images, {len(ids) - len(dataset)} done already, '
-          f'{len(args.scales)} scales with flips')
+    dataset.keep(outputs.begin(what_is_made(args, recipe, folders), ids, args.overwrite, shard))
+    own = len(shard.of(ids))
+    print(f'{shard}{args.infer_list}: {own} images, {own - len(dataset)} done already, {len(args.scales)} scales with '
+          'flips')
     if dataset.negatives:
         print(f'{dataset.negatives} images have no class: their CAM files are empty, their masks all background')
     cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
@@ -75,7 +76,7 @@ def main(args):
     workers = engine.workers(args.num_workers) if args.out_crf else 0
 
     with WorkerPool(workers) as pool, torch.inference_mode():
-        for item in progress(single_items(dataset, args.num_workers, device), 'CAMs', len(dataset)):
+        for item in progress(single_items(dataset, args.num_workers, device), f'{shard}CAMs', len(dataset)):
             present, size = item['present'], item['pixels'].shape[:2]
             scaled = (with_flip(image.to(device, non_blocking=True)) for image in item['scaled'])
             cams = torch.zeros(0, *size)

@@ -21,7 +21,7 @@ from pkgutil import resolve_name
 from types import SimpleNamespace
 
 from data.description import EXTENSIONS
-from engine import cli, files, outputs, runinfo
+from engine import cli, files, outputs, ranks, runinfo
 from engine.errors import UserError
 
 PHOTOS = 'photos.json'
@@ -53,6 +53,7 @@ def get_args_parser():
     cli.add_recipe_flags(parser, 'infer')
     cli.add_crf_flag(parser)
     cli.add_switch(parser, '--overwrite', 'do photos again whose files exist')
+    cli.add_shard_flag(parser)
     cli.add_device_flags(parser)
     return parser
 
@@ -82,21 +83,23 @@ def main(args):
     # Imported here, because --help need not wait for torch.
     from data.photos import AnyPhotos
     from engine.device import set_up
+    from engine.distributed import wait_for_all
     from engine.loading import single_items
     from engine.parallel import WorkerPool, progress
     from segmentation import predictor as predictors
     from segmentation.prediction import write
 
-    photos = named(photo_files(args.photos), args.out)
+    shard, photos = ranks.own_shard(args.shard), named(photo_files(args.photos), args.out)
     device = set_up(args)
     predictor = predictors.load(args, device)
     made = what_is_made(args, predictor)
-    todo = outputs.begin(made.values(), list(photos), args.overwrite)
-    note_photos(photos, todo, Path(args.out))
-    print(f'{len(photos)} photos, {len(photos) - len(todo)} done already')
+    todo = outputs.begin(list(made.values()), list(photos), args.overwrite, shard)
+    note_photos(photos, list(made.values()), args.overwrite)
+    own = len(shard.of(list(photos)))
+    print(f'{shard}{own} photos, {own - len(todo)} done already')
     dataset = AnyPhotos({name: photos[name] for name in todo}, predictor.shrink)
     unread = 0
-    with progress(single_items(dataset, args.num_workers, device), 'predict', len(dataset)) as bar, \
+    with progress(single_items(dataset, args.num_workers, device), f'{shard}predict', len(dataset)) as bar, \
             WorkerPool(predictor.after.engine.workers(args.num_workers), bar.write) as pool:
         for item in bar:
             if 'problem' in item:
@@ -106,8 +109,9 @@ def main(args):
             paths = {kind: output.folder / (item['name'] + output.suffix) for kind, output in made.items()}
             pool.submit(write, photos[item['name']], paths, item['pixels'], predictor.look(item['pixels']),
                         item['size'], predictor.after)
+    wait_for_all()  # a launcher ends all processes when one ends with an error
     if unread:
-        raise UserError('photos', f'{unread} of {len(photos)} could not be read (see the warnings above)',
+        raise UserError('photos', f'{unread} of {own} could not be read (see the warnings above)',
                         'replace them, or leave them out')
 
 
@@ -151,20 +155,27 @@ def named(paths, out):
     return photos
 
 
-def note_photos(photos, todo, out):
+def note_photos(photos, made, overwrite):
     """Write into <out>/photos.json of which photos the results are: {name: bytes in the file}.
 
-    UserError where a result that exists is of another photo of the same name, or of one that was changed since.
+    photos: of all shards. made: the outputs.Output of the results. UserError where a result that exists is of another
+    photo of the same name, or of one that was changed since; with overwrite such results are removed.
     """
-    known = files.read_json(out / PHOTOS, 'remove it, and add --overwrite') or {}
-    now = {name: path.stat().st_size for name, path in photos.items()}
-    if not isinstance(known, dict):
-        raise UserError(out / PHOTOS, 'does not say of which photos the masks are', 'remove it, and add --overwrite')
-    for name in sorted(photos.keys() - set(todo)):
-        if known.get(name) != now[name]:
-            raise UserError(out / f'{name}.png', f'is of another photo than {photos[name]}, or of one that was changed',
-                            'choose another folder --out, or add --overwrite')
-    files.save_json(out / PHOTOS, known | now)
+    note = made[0].run_file.with_name(PHOTOS)
+    with outputs.alone(note.parent) as is_alone:
+        known = files.read_json(note, 'remove it, and add --overwrite') or {}
+        now = {name: path.stat().st_size for name, path in photos.items()}
+        if not isinstance(known, dict):
+            raise UserError(note, 'does not say of which photos the masks are', 'remove it, and add --overwrite')
+        for name in sorted(photos.keys() - set(outputs.unfinished(made, photos))):
+            if known.get(name) == now[name]:
+                continue
+            if not (overwrite and is_alone):
+                raise UserError(note.with_name(f'{name}.png'), f'is of another photo than {photos[name]}, or of one '
+                                'that was changed', 'choose another folder --out, or add --overwrite')
+            outputs.remove(made, [name])
+        if known != known | now:
+            files.save_json(note, known | now)
 
 
 def what_is_made(args, predictor):

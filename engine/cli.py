@@ -1,5 +1,6 @@
 """Command lines: the parser, types with bounds, groups of flags that scripts share. No torch here."""
 import argparse
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -15,6 +16,10 @@ from tool.recipes import RECIPES, TERMS, Recipe
 # ---------------------------------------------------------------- the parser
 
 
+TOGETHER = 'together'  # all processes make the same steps, and would say the same
+APART = 'apart'  # each process has images of its own, and speaks of them
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults, but no "default: None" after flags that have none."""
 
@@ -28,7 +33,8 @@ class ArgumentParser(argparse.ArgumentParser):
     add_argument takes two keywords more. before: the value that the code had before the flag existed, where it is not
     the default; a checkpoint that does not know the flag was made with that value. empty: the text may be '', which is
     refused otherwise, because it mostly comes of a shell variable that is not set.
-    several_processes: whether the script may be started by torchrun, and then shares its work.
+    several_processes: whether torchrun may start the script, whose processes then share its work: False, TOGETHER or
+    APART.
     """
 
     def __init__(self, **kwargs):
@@ -76,7 +82,7 @@ def _outcome(main, parser, argv):
             args = parser.parse_args(argv)
             if not parser.several_processes:
                 ranks.refuse_several_processes()
-            with ranks.one_voice():
+            with contextlib.nullcontext() if parser.several_processes == APART else ranks.one_voice():
                 main(args)
         finally:
             sys.stdout.flush()  # here, where a reader that is gone can be dealt with, not at the interpreter's end
@@ -247,7 +253,7 @@ def add_label_flag(parser):
 
 def add_worker_flag(parser):
     """--num_workers, shared by all scripts that read or write many images, but for those with a network."""
-    parser.add_argument('--num_workers', type=processes, default=min(8, machine.cores()),
+    parser.add_argument('--num_workers', type=processes, default=machine.choose_workers('auto', on_cpu=False),
                         help='processes that prepare images or run the CRF (0: all work in the main process)')
 
 
@@ -291,6 +297,23 @@ def add_inference_flags(parser, list_name):
     """
     parser.add_argument('--infer_list', help=f"list of image ids (the data set's {list_name})")
     add_switch(parser, '--overwrite', 'do images again whose files exist')
+    add_shard_flag(parser)
+
+
+def add_shard_flag(parser):
+    """--shard, of every script that makes files per image; engine.ranks.own_shard reads it."""
+    parser.several_processes = APART
+    parser.add_argument('--shard', type=shard, metavar='I/N',
+                        help='do only every N-th image of the list, from the I-th on (0-based), as one of N jobs that '
+                             'fill the same folders; torchrun deals the list by itself')
+
+
+def shard(value):
+    """The ranks.Shard of a text I/N (argparse type)."""
+    index, _, number = value.partition('/')
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number) <= LARGEST):
+        raise argparse.ArgumentTypeError(f'{value!r} is no I/N with 0 <= I < N (of four jobs 0/4 to 3/4)')
+    return ranks.Shard(int(index), int(number))
 
 
 def add_training_flags(parser):
@@ -316,7 +339,7 @@ def add_training_flags(parser):
 
 def add_run_flags(parser):
     """The flags of every resumable training run, which several processes may share."""
-    parser.several_processes = True
+    parser.several_processes = TOGETHER
     parser.add_argument('--tblog_dir', default='./tblog', empty=True, help="TensorBoard folder; '' for none")
     parser.add_argument('--save_every', type=non_negative, default=500,
                         help='steps between checkpoints; another is written after each epoch (0: only those)')

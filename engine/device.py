@@ -66,6 +66,8 @@ def _device_of_rank(name, index):
     if ranks.local_rank() >= torch.cuda.device_count():
         raise UserError('torchrun', f'started {ranks.local_world_size()} processes on this machine, which has '
                         f'{torch.cuda.device_count()} CUDA devices', 'start one process for each')
+    # What names no device, such as pinned memory, would begin a context on the first GPU too, once for each process.
+    torch.cuda.set_device(ranks.local_rank())
     return torch.device('cuda', ranks.local_rank())
 
 

@@ -74,12 +74,13 @@ def choose_threads(threads, workers):
     """The number of threads of the main process, at least 1.
 
     threads: a number, which is taken, or 'auto': as many as cores are idle now, less one for each of `workers` worker
-    processes; OMP_NUM_THREADS, where it is set, counts as a number.
+    processes; OMP_NUM_THREADS, where it is set, counts as a number. Processes that a launcher started on this machine
+    share its cores.
     """
     if threads == 'auto':
         threads = os.environ.get('OMP_NUM_THREADS', '').split(',')[0]
         if not threads.isdigit() or int(threads) == 0:
-            return max(1, int(idle_cores() + ROUNDING) - workers)
+            return max(1, int(idle_cores() / local_world_size() + ROUNDING) - workers)
     return int(threads)
 
 

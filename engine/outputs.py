@@ -3,6 +3,8 @@
 run.json: {suffix: what decides the content of the folder's files of that suffix, and 'weights', where they lay}. It is
 written before the first file. A file counts as done only where run.json says that it was made as it would be now.
 """
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from engine import files, runinfo
 from engine.errors import UserError
+from engine.ranks import Shard
 
 NAME = 'run.json'
 INFORMATION = {'weights'}  # may differ: files may move, their digest is compared
@@ -44,37 +47,76 @@ class Output:
                 if name.endswith(self.suffix) and not name.startswith('.')}
 
 
-def begin(outputs, ids, overwrite):
-    """The ids of which some output is still to be made, in order; run.json says from now on what makes them.
+def begin(outputs, ids, overwrite, shard=Shard()):
+    """The ids of the shard of which some output is still to be made, in order; run.json says from now on what makes
+    them.
 
-    overwrite: all of them; their files are removed first, so that a run which is stopped leaves no older ones.
+    ids: of all shards. overwrite: all of the shard's; their files are removed first, so that a run which is stopped
+    leaves no older ones. Where they were made otherwise, the first shard that comes removes the files of all shards:
+    what run.json says is then true of every file, and the later shards find it said.
     UserError: a folder holds files that were made otherwise, or that nothing is known of, and not overwrite; with
     overwrite, such files of images that are not in `ids`, which would stay.
     """
-    for output in outputs:
-        refuse_others(output, ids, overwrite)
-    if overwrite:
+    own = shard.of(ids)
+    with alone(outputs[0].run_file.parent) as is_alone:
+        replaced, others = (ids, 'that are not in the list') if is_alone else (own, 'that are not in the list or shard')
         for output in outputs:
-            for name in ids:
-                (Path(output.folder) / (name + output.suffix)).unlink(missing_ok=True)
-    for run_file in {output.run_file for output in outputs}:
-        known = read(run_file)
-        now = {output.suffix: output.now for output in outputs if output.run_file == run_file}
-        if any(different(known.get(suffix), made) for suffix, made in now.items()):
-            files.save_json(run_file, known | now)
+            refuse_others(output, replaced, overwrite, others)
+        if overwrite:
+            for output in outputs:
+                remove([output], replaced if changed(output) else own)
+        for run_file in {output.run_file for output in outputs}:
+            here = [output for output in outputs if output.run_file == run_file]
+            if any(map(changed, here)):
+                files.save_json(run_file, read(run_file) | {output.suffix: output.now for output in here})
+    return unfinished(outputs, own)
+
+
+@contextlib.contextmanager
+def alone(folder):
+    """Keep other processes out of a `with alone(folder)` until this one has left it. Yields whether they are kept out:
+    not on a file system that locks no folders, as NFS. A shard must then leave the files of others as they are.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)  # and the lock with it, as when the process is killed
+
+
+def unfinished(outputs, ids):
+    """The ids of which some output is missing, in order."""
     return files.unfinished(ids, [(output.folder, output.suffix) for output in outputs])
 
 
-def refuse_others(output, ids, overwrite):
-    """UserError, as in `begin`, for one output."""
+def remove(outputs, ids):
+    """Remove the files of these ids, those that there are."""
+    for output in outputs:
+        for name in output.names().intersection(ids):
+            (Path(output.folder) / (name + output.suffix)).unlink(missing_ok=True)
+
+
+def changed(output):
+    """The names of what decides and is another than run.json says; all names where it says nothing."""
+    return different(read(output.run_file).get(output.suffix), output.now)
+
+
+def refuse_others(output, ids, overwrite, others):
+    """UserError, as in `begin`, for one output. ids: whose files `overwrite` replaces; others: all but these, in words.
+    """
     present = output.names()
     stays = present.difference(ids) if overwrite else present
-    then = read(output.run_file).get(output.suffix)
-    changed = different(then, output.now)
-    if stays and changed:
-        origin = f'made with another {", ".join(changed)}' if then else f'of which no {NAME} says what made them'
+    other = changed(output)
+    if stays and other:
+        origin = f'made with another {", ".join(other)}' if read(output.run_file).get(output.suffix) else \
+            f'of which no {NAME} says what made them'
         if overwrite:
-            raise UserError(output.folder, f'holds {len(stays)} files of images that are not in the list, {origin}',
+            raise UserError(output.folder, f'holds {len(stays)} files of images {others}, {origin}',
                             'remove them, or choose another folder')
         raise UserError(output.folder, f'holds {len(stays)} files {origin}', WAY_OUT)
 

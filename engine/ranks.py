@@ -1,7 +1,8 @@
-"""Which of how many processes this is, as a launcher such as torchrun tells it. No torch here."""
+"""Which of how many processes this is, as a launcher such as torchrun or --shard tells it. No torch here."""
 import contextlib
 import os
 import time
+from dataclasses import dataclass
 
 from engine.errors import UserError
 
@@ -42,6 +43,36 @@ def world_is_real():
     """Whether a launcher started this process beside others: WORLD_SIZE is above 1."""
     number = os.environ.get('WORLD_SIZE', '')
     return number.isdigit() and int(number) > 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A process's share of a list of images: every `number`-th from the `index`-th on, 0-based.
+
+    As text it begins the lines of the process: '' where it is the whole list.
+    """
+    index: int = 0
+    number: int = 1
+
+    def of(self, ids):
+        """The share of a list."""
+        return ids[self.index::self.number]
+
+    def __str__(self):
+        return f'shard {self.index}/{self.number}: ' if self.number > 1 else ''
+
+
+def own_shard(given):
+    """The Shard of this process. given: that of --shard, or None: the launcher's rank then tells it.
+
+    UserError: --shard under a launcher.
+    """
+    if given is None:
+        return Shard(rank(), world_size())
+    if world_is_real():
+        raise UserError('--shard', f'is given to {world_size()} processes of torchrun, which share the list anyway',
+                        'leave it out, or start the script with python')
+    return given
 
 
 def refuse_several_processes():

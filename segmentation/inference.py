@@ -37,14 +37,14 @@ def logits(net, scaled, size, config, device, amp):
     return single, total / (len(config.TEST_MULTISCALE) * (2 if config.TEST_FLIP else 1))
 
 
-def segment(net, dataset, config, output, device, args):
+def segment(net, dataset, config, output, device, args, title):
     """Predict a data.segmentation.ScaledImages: the network here, CRF and writing in worker processes behind it, or
     here too where the CRF runs on a GPU.
 
-    output: segmentation.predictions.Output. args: flags with num_workers and amp.
+    output: segmentation.predictions.Output. args: flags with num_workers and amp. title: of the progress bar.
     """
     with WorkerPool(output.engine.workers(args.num_workers)) as workers:
-        for item in progress(single_items(dataset, min(LOADERS, args.num_workers), device), 'segment', len(dataset)):
+        for item in progress(single_items(dataset, min(LOADERS, args.num_workers), device), title, len(dataset)):
             single, multi = logits(net, item['scaled'], item['pixels'].shape[:2], config, device, args.amp)
             scores = {'single': single, 'multi': multi} if 'single' in output.folders else {'multi': multi}
             probabilities = {name: value.softmax(0).cpu().numpy() for name, value in scores.items()}

@@ -271,7 +271,7 @@ def test_several_processes_are_refused(name, monkeypatch, capsys):
     parser = script(name).get_args_parser()
     required = [text for action in parser._actions if action.required for text in (*action.option_strings[:1], 'x')]
     if parser.several_processes:
-        return  # tests/test_parts.py
+        return  # tests/test_parts.py, tests/test_shards.py
     monkeypatch.setenv('WORLD_SIZE', '2')
     message = assert_refused(capsys, name, *required)
     assert message == ('error: torchrun: started 2 processes, and this script is one process; start it with python (if '

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 from data.images import need_images
 from data.lists import read_list
 from data.masks import need_objects
-from engine import cli, files, outputs, runinfo
+from engine import cli, files, outputs, ranks, runinfo
 from engine.evaluation import absent_text, evaluate_masks
 from segmentation import predictions, server_archive
 from segmentation.experiment import config as configs
@@ -44,8 +44,10 @@ def main(args):
     from data.segmentation import ScaledImages
     from engine.crf_engine import chosen_engine
     from engine.device import set_up, to_device
+    from engine.distributed import wait_for_all
     from segmentation import inference, model
 
+    shard = ranks.own_shard(args.shard)
     config, data = configs.effective(args), cli.chosen_dataset(args, infer_list=args.split)
     device = set_up(args)
     engine = chosen_engine(args.crf_engine, device)
@@ -66,10 +68,17 @@ def main(args):
     made = what_decides(args, config, weights)
     homes = [(folder, suffix, logits_dir if suffix == '.npy' else out_dir) for folder, suffix in output.kinds]
     dataset.keep(outputs.begin([outputs.Output(folder, suffix, made, home) for folder, suffix, home in homes], ids,
-                               args.overwrite))
-    print(f'{len(dataset)} of {len(ids)} images to do')
-    inference.segment(net, dataset, config, output, device, args)
-    if gt_dir:
+                               args.overwrite, shard))
+    print(f'{shard}{len(dataset)} of {len(shard.of(ids))} images to do')
+    inference.segment(net, dataset, config, output, device, args, f'{shard}segment')
+    wait_for_all()
+    if not ranks.is_main():
+        return
+    missing = len(files.unfinished(ids, output.kinds))
+    if missing:
+        print(f'{shard}{missing} of {len(ids)} images are left to other shards; once they are done, run the command '
+              'without --shard')
+    elif gt_dir:
         score(ids, args.infer_list, output, gt_dir, out_dir, args.num_workers, made)
     elif server:
         pack(ids, output, photos, out_dir)
