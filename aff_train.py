@@ -64,12 +64,11 @@ def main(args):
     optimizer = torch.optim.SGD(parameter_groups(net, args.lr, args.wt_dec), lr=args.lr, momentum=args.momentum)
     run = Run(args.session_name, net, optimizer, device=device, args=args,
               before=cli.values_before(get_args_parser(), args), images=len(ids), batch_size=args.batch_size,
-              epochs=args.max_epoches, accumulate=args.accumulate,
-              inputs={'train_ids': fingerprint_of_ids(ids), 'low_alpha': origin(args.la_crf_dir, '.npy'),
-                      'high_alpha': origin(args.ha_crf_dir, '.npy')})
+              epochs=args.max_epoches, accumulate=args.accumulate, inputs={
+                  'train_ids': fingerprint_of_ids(ids), 'low_alpha': origin(args.la_crf_dir, '.npy'),
+                  'high_alpha': origin(args.ha_crf_dir, '.npy')})
     for batch in run.batches(dataset):
-        label = batch['label'].to(device, non_blocking=True)
-        counts = distributed.total(pair_counts(*pair_labels(label, IGNORE)))
+        counts = distributed.total(pair_counts(*pair_labels(batch['label'].to(device, non_blocking=True), IGNORE)))
         for part in run.parts.of(batch):
             label = part['label'].to(device, non_blocking=True)
             with autocast(device, args.amp):

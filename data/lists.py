@@ -7,7 +7,7 @@ import re
 
 from data.images import SUFFIXES
 from engine.errors import UserError
-from engine.files import repo_path, save_text
+from engine.files import REPO, repo_path, save_text
 
 
 def is_id(name):
@@ -30,8 +30,9 @@ def read_list(path, flag='list'):
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()  # -sig: Windows editors begin with a BOM
     except FileNotFoundError:
-        raise UserError(path, 'list not found', f'correct {flag}; voc12/prepare.py, coco14/prepare.py write those of '
-                                                'VOC and COCO') from None
+        own = path.parent.name if path.parent.parent == REPO and (path.parent / 'prepare.py').is_file() else None
+        raise UserError(path, 'list not found', f'run python {own}/prepare.py, which writes it' if own
+                        else f'correct {flag}') from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(path, f'list cannot be read ({error})', f'correct {flag}') from error
     ids = [image_id(line.strip(), path) for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""The data sets of the trainings of Steps 1 and 2, as the flags describe them, and the look at all photos before a training."""
+"""The data sets that Steps 1 and 2 train on, as the flags describe them, and a look at all photos before training."""
 import torch
 
 from data import transforms

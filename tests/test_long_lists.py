@@ -24,3 +24,12 @@ def test_an_id_named_more_than_once_is_named(tmp_path, ids, twice):
     (tmp_path / 'list.txt').write_text('\n'.join(ids.split()))
     with pytest.raises(UserError, match=f'names {twice} twice'):
         read_list(tmp_path / 'list.txt')
+
+
+@pytest.mark.parametrize('path, advice', [
+    ('voc12/absent.txt', 'list not found; run python voc12/prepare.py, which writes it'),
+    ('coco14/absent.txt', 'list not found; run python coco14/prepare.py, which writes it'),
+    ('elsewhere/absent.txt', 'list not found; correct --train_list')])
+def test_a_list_that_is_missing_says_what_writes_it(path, advice):
+    with pytest.raises(UserError, match=advice):
+        read_list(path, '--train_list')
