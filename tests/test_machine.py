@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import assert_refused
 
-from engine import device, machine
+from engine import cli, device, machine
 from engine.errors import UserError
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
@@ -39,6 +39,17 @@ def test_a_number_of_threads_is_taken_as_it_is_and_the_environments_counts_for_a
     assert machine.choose_threads(7, workers=2) == 7
     monkeypatch.setenv('OMP_NUM_THREADS', '3')
     assert machine.choose_threads('auto', workers=2) == 3
+
+
+def test_processes_of_one_machine_share_its_cores(four_cores, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    four_cores(0, 0, 0, 0)
+    assert machine.choose_threads('auto', workers=0) == 2
+    monkeypatch.setattr(machine, 'cores', lambda: 4)
+    parser = cli.ArgumentParser()
+    cli.add_worker_flag(parser)
+    assert parser.parse_args([]).num_workers == machine.choose_workers('auto', on_cpu=False) == 2
 
 
 def test_the_ticks_of_linux_are_read_for_the_allowed_cores_alone(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from test_parts import torchrun
 
 from data.lists import read_list, save_list
 from engine import outputs, ranks
+from engine.device import select_device
 from engine.ranks import Shard
 from network import deeplab, resnet38_aff
 from network.resnet38_contrast import Net
@@ -238,8 +239,19 @@ def test_the_rank_that_a_launcher_gives_is_the_shard(inputs, tmp_path, capsys, m
     assert 'shard 1/2: ' in capsys.readouterr().out  # each process speaks of its own images
 
 
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    current = []
+    for name, value in (('is_available', lambda: True), ('device_count', lambda: 2), ('set_device', current.append)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'):
+        monkeypatch.setenv(name, '2')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert select_device('auto') == torch.device('cuda', 1)
+    assert current == [1]  # pinned memory is of the current device
+
+
 @pytest.mark.long
-@pytest.mark.parametrize('name', [SEEDS, TEST])
+@pytest.mark.parametrize('name', SCRIPTS)
 def test_torchrun_makes_what_one_process_makes(inputs, one_process, name, tmp_path):
     process = torchrun(name, argv(inputs, name, tmp_path))
     said, errors = process.communicate(timeout=300)
