@@ -3,6 +3,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import threading
 from types import SimpleNamespace
@@ -10,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY
-from helpers import assert_refused, run_main, tree_bytes
+from helpers import assert_refused, run_main, script, tree_bytes
 from test_parts import torchrun
 
 from data.lists import read_list, save_list
 from engine import outputs, ranks
 from engine.device import select_device
+from engine.files import REPO
 from engine.ranks import Shard
 from network import deeplab, resnet38_aff
 from network.resnet38_contrast import Net
@@ -216,6 +218,18 @@ def test_a_shard_never_takes_the_result_of_another_photo_for_done(inputs, tmp_pa
 
 # ---------------------------------------------------------------- which shard
 
+def test_the_docs_have_an_array_and_a_torchrun_line_for_each_script():
+    lines = (REPO / 'docs' / 'GPUS.md').read_text(encoding='utf-8').replace('\\\n', ' ').splitlines()
+    jobs = [shlex.split(shlex.split(line)[-1].replace('$SLURM_ARRAY_TASK_ID', '3'))[1:] for line in lines
+            if line.startswith('    sbatch --array=0-7')]
+    processes = [shlex.split(line)[3:] for line in lines if line.startswith('    torchrun') and 'train' not in
+                 line.split()[3]]
+    assert [name for name, *_ in jobs] == [f'{name}.py' for name in (SEEDS, PREPARE, WALK, TEST, PHOTOS)]
+    assert [[*words, '--shard', '3/8'] for words in processes] == jobs
+    for name, *flags in jobs:
+        assert script(name.removesuffix('.py')).get_args_parser().parse_args(flags).shard == Shard(3, 8)
+
+
 @pytest.mark.parametrize('text', ['2/2', '0/0', '1', '/2', '1/', 'a/b', '1/2/3', '0.5/2', ' ', '1/10000000000'])
 def test_a_shard_that_is_none_gets_its_line(inputs, tmp_path, capsys, text):
     error = assert_refused(capsys, PREPARE, *argv(inputs, PREPARE, tmp_path, '--shard', text))
@@ -259,6 +273,16 @@ def test_torchrun_makes_what_one_process_makes(inputs, one_process, name, tmp_pa
     assert said.count('shard 0/2: ') == said.count('shard 1/2: ') == 1
     assert said.count('mIoU in %') == (name == TEST)
     assert tree_bytes(tmp_path) == one_process(name)
+
+
+@pytest.mark.long
+def test_processes_that_start_at_once_overwrite_what_other_weights_made(inputs, one_process, tmp_path):
+    run(inputs, SEEDS, tmp_path)
+    second = '--weights', inputs.root / 'second.pth', '--overwrite'
+    process = torchrun(SEEDS, [*argv(inputs, SEEDS, tmp_path), *second])
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert tree_bytes(tmp_path) == one_process(SEEDS, *second)
 
 
 @pytest.mark.long
