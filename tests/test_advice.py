@@ -248,9 +248,9 @@ def test_what_goes_with_a_turned_photo_is_looked_at_too(tmp_path):
     picture.save(tmp_path / 'JPEGImages' / 'upright.jpg')
     picture.save(tmp_path / 'JPEGImages' / 'turned.jpg', exif=exif)
     assert [check_photo(tmp_path / 'JPEGImages' / f'{i}.jpg') for i in ('upright', 'turned')] == [False, True]
-    check_photos(Sized(['upright'], tmp_path), 'photos')
+    check_photos(Sized(['upright'], devkit_photos(tmp_path)), 'photos')
     with pytest.raises(UserError, match='turned: has another size'):
-        check_photos(Sized(['upright', 'turned'], tmp_path), 'photos')
+        check_photos(Sized(['upright', 'turned'], devkit_photos(tmp_path)), 'photos')
 
 
 def test_sound_photos_are_looked_at_without_decoding_them(toy, monkeypatch):
