@@ -74,7 +74,7 @@ def masked(image, mask, palette, strength=0.5):
 @functools.lru_cache(maxsize=None)
 def font():
     """The letters of legends: DejaVu Sans, which comes with matplotlib and has those of most alphabets."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf', LETTERS)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'), LETTERS)
 
 
 def captioned(picture, entries, palette):
