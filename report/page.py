@@ -38,7 +38,7 @@ def build(description, path, classes, workers=0):
     runs = [read_run(run) for run in description.get('runs', ())]
     images = description.get('images')
     sections = [results_section(rows), losses_section(runs), curve_section(curves),
-                classes_section(rows, rows[0].get('classes') or classes.names),
+                classes_section(rows, next((row['classes'] for row in rows if row.get('classes')), classes.names)),
                 gallery.section(images, classes, workers) if images else '',
                 settings_section(runs), commands_section(description)]
     page = string.Template(TEMPLATE.read_text(encoding='utf-8')).substitute(

@@ -226,6 +226,13 @@ def test_the_text_table_has_a_line_a_row(run):
     assert lines[-1].split() == ['Given', 'val', '12.3', '50.0', '\u221237.7']
 
 
+def test_a_run_without_ground_truth_has_a_page_and_says_that_nothing_is_scored(tmp_path, capsys):
+    said = page.publish({'title': 'Mine', 'rows': []}, tmp_path / 'mine.html', VOC)
+    assert said == 'no ground truth, so nothing is scored'
+    assert said in capsys.readouterr().out
+    assert Page((tmp_path / 'mine.html').read_text(encoding='utf-8')).faults == []
+
+
 def test_publishing_prints_the_table_and_where_the_page_is(run, capsys):
     path = run / 'published.html'
     table = page.publish(description(run), path, VOC)
