@@ -68,12 +68,12 @@ def main(args):
                   'train_ids': fingerprint_of_ids(ids), 'low_alpha': origin(args.la_crf_dir, '.npy'),
                   'high_alpha': origin(args.ha_crf_dir, '.npy')})
     for batch in run.batches(dataset):
-        counts = distributed.total(pair_counts(*pair_labels(batch['label'].to(device, non_blocking=True), IGNORE)))
-        for part in run.parts.of(batch):
-            label = part['label'].to(device, non_blocking=True)
+        pairs = pair_labels(batch['label'].to(device, non_blocking=True), IGNORE)
+        counts = distributed.total(pair_counts(*pairs))
+        for part in run.parts.of(batch | {'pairs': pairs}):
             with autocast(device, args.amp):
                 affinity = net(part['image'].to(device, non_blocking=True))
-            run.update(affinity_loss(affinity, *pair_labels(label, IGNORE), counts, run.parts.count), WEIGHTS)
+            run.update(affinity_loss(affinity, *part['pairs'], counts, run.parts.count), WEIGHTS)
 
         if run.picture_due:
             run.log_figure('affinity', affinity_figure(part, affinity, data.classes.palette))

@@ -58,9 +58,11 @@ class Parts:
 
 
 def rows_of(value, part):
-    """A part of a batch: of a dict or a named tuple, of all its entries."""
+    """A part of a batch: of a dict or a tuple, named or not, of all its entries."""
     if isinstance(value, dict):
         return {key: rows_of(entry, part) for key, entry in value.items()}
     if hasattr(value, '_fields'):
         return type(value)(*(rows_of(entry, part) for entry in value))
+    if isinstance(value, tuple):
+        return tuple(rows_of(entry, part) for entry in value)
     return part.of(value)
