@@ -30,7 +30,7 @@ class Photos(Dataset):
 
     def item(self, index, name, pixels):
         """The entries of an item, but for its 'name'. pixels: the photo, uint8 (H, W, 3)."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: every data set has its own
 
 
 class AnyPhotos(Dataset):

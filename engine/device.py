@@ -53,7 +53,8 @@ def select_device(name):
         if not torch.cuda.is_available():
             raise UserError('--device', 'no CUDA device is available to PyTorch here', 'use --device cpu or auto')
         if index and int(index) >= torch.cuda.device_count():
-            raise UserError('--device', f'there is no {name}', f'use cuda:0 to cuda:{torch.cuda.device_count() - 1}')
+            last = torch.cuda.device_count() - 1  # CUDA numbers its devices from 0, so 0 is there where any is
+            raise UserError('--device', f'there is no {name}', f'use cuda:0 to cuda:{last}')
         if ranks.world_size() > 1:
             return _device_of_rank(name, index)
     return torch.device(name)

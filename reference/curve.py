@@ -17,8 +17,7 @@ def miou(ids, predict_dir, gt_dir, num_classes, score):
     """One pass over the files: a stack of all classes, its argmax, and counting class by class."""
     true, predicted, hit = np.zeros(num_classes), np.zeros(num_classes), np.zeros(num_classes)
     for image in ids:
-        # Our own files: the published code unpickles them just so.
-        cams = np.load(os.path.join(predict_dir, f'{image}.npy'), allow_pickle=True).item()
+        cams = np.load(os.path.join(predict_dir, f'{image}.npy'), allow_pickle=True).item()  # ours, read as published
         height, width = list(cams.values())[0].shape
         stack = np.zeros((num_classes, height, width), np.float32)
         for key in cams.keys():

@@ -73,7 +73,7 @@ class Predictor:
 
     def look(self, pixels):
         """What the network says of a photo, uint8 (h, w, 3), as self.after takes it."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: OfDeepLab and OfStep1 have their own
 
     def decided(self, network, flags):
         """The flags `flags` and those that all networks have, as `decides`; the CRF's only where there is one."""

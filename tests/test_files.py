@@ -419,7 +419,7 @@ def test_repository_files_are_found_from_anywhere(tmp_path, monkeypatch):
     assert not files.repo_path('voc12/val.txt').is_absolute()  # the user's own comes first
 
 
-@pytest.mark.parametrize('name', ['cuda', 'cuda:0'])
+@pytest.mark.parametrize('name', ['cuda', 'cuda:0'])  # with and without a number; no GPU is used
 def test_cuda_that_is_not_there_is_refused(name, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     with pytest.raises(UserError, match='--device: no CUDA device'):

@@ -100,8 +100,7 @@ def test_outputs_agree_and_hold_present_classes_only(tiny, toy, tmp_path):
 def test_cams_are_read_by_plain_numpy_as_published_ones_are(tiny, toy, tmp_path):
     infer(*tiny(tmp_path))
     name = read_list(toy.train)[0]
-    # Our own file, read as other people's scripts read the published ones.
-    cams = np.load(tmp_path / 'cam' / f'{name}.npy', allow_pickle=True).item()
+    cams = np.load(tmp_path / 'cam' / f'{name}.npy', allow_pickle=True).item()  # ours, as others' scripts read it
     assert isinstance(cams, dict) and all(type(key) is int and cam.dtype == np.float32 for key, cam in cams.items())
 
 
