@@ -11,7 +11,7 @@ from data.images import is_blank, read_image
 from engine import cli, runinfo
 from engine.crf_engine import CrfEngine, chosen_engine
 from engine.crf_workers import SeedSettings
-from engine.device import autocast, choose_precision, select_device, to_device
+from engine.device import arrays, autocast, choose_precision, select_device, to_device
 from engine.errors import UserError
 from engine.networks import network_for_inference
 from network import deeplab, names
@@ -102,7 +102,9 @@ class OfDeepLab(Predictor):
     def look(self, pixels):
         """Probabilities, float32 (C, h, w)."""
         image = segmentation.normalise(pixels)
-        scaled = [segmentation.at_scale(image, scale) for scale in inference.scales_of(self.config.TEST_MULTISCALE)]
+        # All scales go to the device before the network starts: a copy from ordinary memory would wait for it.
+        scaled = [segmentation.at_scale(image, scale).to(self.device)
+                  for scale in inference.scales_of(self.config.TEST_MULTISCALE)]
         logits = inference.logits(self.net, scaled, pixels.shape[:2], self.config, self.device, self.args.amp)[1]
         return logits.softmax(0).cpu().numpy()
 
@@ -126,20 +128,23 @@ class OfStep1(Predictor):
 
     def look(self, pixels):
         """A prediction.Cams. The classifier scores the photo at its own scale, without the flip."""
-        size = pixels.shape[:2]
+        size, present = pixels.shape[:2], self.named
+        # As in OfDeepLab.look.
+        images = {scale: transforms.at_scale(pixels, scale).to(self.device) for scale in {1, *self.args.scales}}
         with torch.inference_mode(), autocast(self.device, self.args.amp):
-            logits = self.net.class_logits(transforms.at_scale(pixels, 1)[None].to(self.device))
-            scores = logits[0].float().sigmoid().cpu().numpy()
-            present = np.flatnonzero(scores >= self.args.class_score) if self.named is None else self.named
+            scores = self.net.class_logits(images[1][None])[0].float().sigmoid()
+            if present is None:
+                scores = scores.cpu()
+                present = np.flatnonzero(scores.numpy() >= self.args.class_score)
             cams = torch.zeros(0, *size)
             if len(present):
-                images = (transforms.at_scale(pixels, scale) for scale in self.args.scales)
-                scaled = (with_flip(image.to(self.device)) for image in images)
+                scaled = (with_flip(images[scale]) for scale in self.args.scales)
+                on_device = torch.from_numpy(present).to(self.device, non_blocking=True)
                 cams_of = functools.partial(self.net.cams, revised=self.recipe.map == 'revised')
-                cams = self.recipe.multi_scale_cams(cams_of, scaled, torch.from_numpy(present), size)
+                cams = self.recipe.multi_scale_cams(cams_of, scaled, on_device, size)
         if is_blank(pixels):
             cams = cams.clamp(0, 1)  # as in contrast_infer.py, METHOD 9.5
-        return prediction.Cams(present, cams.cpu().numpy(), scores)
+        return prediction.Cams(present, *arrays(cams, scores))
 
 
 def class_set(args):
