@@ -7,8 +7,9 @@ import torch
 
 from data import segmentation, transforms
 from data.description import read_dataset, trained_classes
-from data.images import is_blank, read_image
+from data.images import read_image
 from engine import cli, runinfo
+from engine.cams import photo_cams
 from engine.crf_engine import CrfEngine, chosen_engine
 from engine.crf_workers import SeedSettings
 from engine.device import autocast, choose_precision, select_device, to_device
@@ -18,7 +19,6 @@ from network import deeplab, names
 from network.weights import describe, read_weights
 from segmentation import inference, model, prediction
 from segmentation.experiment.config import Config
-from tool.cam import with_flip
 from tool.crf import DEEPLAB
 
 # Flags that networks of Step 1 alone have a use for, and what counts as not given.
@@ -126,19 +126,14 @@ class OfStep1(Predictor):
 
     def look(self, pixels):
         """A prediction.Cams. The classifier scores the photo at its own scale, without the flip."""
-        size = pixels.shape[:2]
-        with torch.inference_mode(), autocast(self.device, self.args.amp):
-            logits = self.net.class_logits(transforms.at_scale(pixels, 1)[None].to(self.device))
+        with torch.inference_mode():
+            with autocast(self.device, self.args.amp):
+                logits = self.net.class_logits(transforms.at_scale(pixels, 1)[None].to(self.device))
             scores = logits[0].float().sigmoid().cpu().numpy()
             present = np.flatnonzero(scores >= self.args.class_score) if self.named is None else self.named
-            cams = torch.zeros(0, *size)
-            if len(present):
-                images = (transforms.at_scale(pixels, scale) for scale in self.args.scales)
-                scaled = (with_flip(image.to(self.device)) for image in images)
-                cams_of = functools.partial(self.net.cams, revised=self.recipe.map == 'revised')
-                cams = self.recipe.multi_scale_cams(cams_of, scaled, torch.from_numpy(present), size)
-        if is_blank(pixels):
-            cams = cams.clamp(0, 1)  # as in contrast_infer.py, METHOD 9.5
+            scaled = (transforms.at_scale(pixels, scale) for scale in self.args.scales)
+            cams = photo_cams(self.net, self.recipe, pixels, scaled, torch.from_numpy(present), self.device,
+                              self.args.amp)
         return prediction.Cams(present, cams.cpu().numpy(), scores)
 
 
