@@ -11,10 +11,9 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import assert_refused, run_main, run_script, script
+from helpers import assert_nothing_left, assert_refused, children, run_main, run_script, script
 from matplotlib.figure import Figure
 from test_house import SCRIPTS
-from test_processes_end import assert_nothing_left, children, is_tracker
 from test_training import arguments_of, rows_of
 
 import ablation
@@ -132,7 +131,7 @@ def test_a_chain_that_ends_takes_its_step_along(tmp_path, end):
                              stderr=subprocess.PIPE)
     while b'    3\n' not in chain.stdout.readline():
         assert chain.poll() is None
-    step = [pid for pid in children(chain.pid) if not is_tracker(pid)]
+    step = children(chain.pid)
     assert len(step) == 1
     if end == 'head':
         chain.stdout.close()

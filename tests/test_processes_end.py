@@ -13,8 +13,18 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import pytest
 import torch
-from helpers import assert_refused, run_main, run_script, tree_bytes
-from test_training import arguments_of, rows_of, wait_for_steps
+from helpers import (
+    assert_nothing_left,
+    assert_refused,
+    children,
+    run_main,
+    run_script,
+    start,
+    tree_bytes,
+    wait_for_steps,
+    wait_until,
+)
+from test_training import arguments_of, rows_of
 
 from data.cams import save_cams
 from data.images import image_size
@@ -35,34 +45,6 @@ def command(toy, tmp_path):
 def last_line(text):
     """The last line that a terminal shows."""
     return text.replace('\r', '\n').strip().splitlines()[-1]
-
-
-def children(pid):
-    """The process ids of a process's children, their children included; but for Python's resource tracker."""
-    found = []
-    for task in os.listdir(f'/proc/{pid}/task'):
-        with open(f'/proc/{pid}/task/{task}/children') as file:
-            found += [int(text) for text in file.read().split()]
-    return [pid for child in found for pid in (child, *children(child))]
-
-
-def is_tracker(pid):
-    with open(f'/proc/{pid}/cmdline') as file:
-        return 'resource_tracker' in file.read()
-
-
-def start(name, argv, **options):
-    """Start a script."""
-    return subprocess.Popen([sys.executable, REPO / f'{name}.py', *map(str, argv)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, **options)
-
-
-def assert_nothing_left(pids):
-    """None of these processes runs any more, or will in a moment."""
-    end = time.monotonic() + 10
-    while left := [pid for pid in pids if os.path.exists(f'/proc/{pid}')]:
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- which exception is which want
@@ -218,7 +200,7 @@ def test_a_killed_loading_worker_is_one_line_and_the_run_resumes(command, tmp_pa
     argv = command('--num_workers', 1, '--max_epoches', 40, '--save_every', 2)
     run = start('contrast_train', argv)
     wait_for_steps(run, tmp_path / 'run.losses.jsonl', 3)
-    workers = [pid for pid in children(run.pid) if not is_tracker(pid)]
+    workers = children(run.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, said = run.communicate(timeout=SOON)
     assert run.returncode == 2
@@ -249,11 +231,8 @@ def test_a_killed_crf_worker_is_one_line_and_the_same_command_goes_on(toy, cams,
     argv = ['--voc12_root', toy.root, '--infer_list', toy.train, '--cam_dir', cams, '--crf_iters', 1000,
             '--out_crf', tmp_path / 'crf', '--num_workers', 2]
     run = start('aff_prepare', argv)
-    end = time.monotonic() + 200
-    while not list(tmp_path.glob('crf/24.00/[!.]*.npy')):
-        assert run.poll() is None and time.monotonic() < end, run.communicate()
-        time.sleep(0.01)
-    workers = [pid for pid in children(run.pid) if not is_tracker(pid)]
+    wait_until(run, lambda: list(tmp_path.glob('crf/24.00/[!.]*.npy')))
+    workers = children(run.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, said = run.communicate(timeout=SOON)
     assert run.returncode == 2
