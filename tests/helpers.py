@@ -1,6 +1,7 @@
 """What many tests share: running scripts, processes that are watched, what a refusal looks like, golden files, filled
 networks, folder bytes."""
 import importlib.util
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -74,6 +75,47 @@ def torchrun(name, argv, processes=2):
     """Start a script in several processes. The launcher starts each in a group of its own."""
     launcher = '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', processes
     return start(name, argv, before=launcher)
+
+
+FORKSERVER = multiprocessing.get_context('forkserver')
+FORKSERVER.set_forkserver_preload(['helpers', 'engine.datasets', 'engine.training', 'engine.training_pictures',
+                                   'engine.validation', 'segmentation.model', 'matplotlib.backends.backend_agg'])
+
+
+class Forked(FORKSERVER.Process):
+    """A script in a process of its own which is forked from one that has loaded the modules: it starts at once.
+
+    said: file for what it prints. prepare: function that is called there first. environment: more variables.
+    poll and communicate are those of subprocess.Popen.
+    """
+
+    def __init__(self, name, argv, said, prepare=None, **environment):
+        super().__init__()
+        self.script, self.argv, self.said = name, [str(text) for text in argv], said
+        self.prepare, self.environment = prepare, environment
+        self.start()
+
+    def run(self):
+        with open(self.said, 'ab', 0) as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+        os.environ.update(self.environment)
+        multiprocessing.set_start_method(None, force=True)  # as a script has it: this process was told 'forkserver'
+        if self.prepare:
+            self.prepare()
+        module = script(self.script)
+        cli.run(module.main, module.get_args_parser(), self.argv)
+
+    @property
+    def returncode(self):
+        return self.exitcode
+
+    def poll(self):
+        return self.exitcode
+
+    def communicate(self, timeout=None):
+        self.join(timeout)
+        return self.said.read_text()
 
 
 def wait_until(process, reached, patience=600):

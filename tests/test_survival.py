@@ -1,15 +1,26 @@
 """kill -9 at any moment: the same command, of a training with --resume, makes the files of a run that nobody stopped,
 byte for byte, and leaves nothing temporary."""
+import functools
 import os
 import random
 import signal
+import socket
 import time
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from helpers import (
-    assert_nothing_left, children, run_main, start, torchrun, tree_bytes, wait_for_steps, wait_until)
+    Forked,
+    assert_nothing_left,
+    children,
+    run_main,
+    start,
+    torchrun,
+    tree_bytes,
+    wait_for_steps,
+    wait_until,
+)
 from test_infer import tiny_arguments
 from test_segmentation import TRAIN, make_data
 from test_segmentation import train_argv as deeplab_argv
@@ -55,7 +66,7 @@ def argv(inputs, name, folder, *flags):
     """The arguments of a script that fills `folder`."""
     toy, chain, session = inputs.toy, inputs.chain, folder / 'run'
     return [*{
-        CONTRAST: arguments_of(toy, folder, '--max_epoches', 3),
+        CONTRAST: arguments_of(toy, folder, '--max_epoches', 3, '--save_every', 4),
         AFFINITY: [*train_argv(toy, chain, session), '--max_epoches', 4, '--save_every', 2, '--log_every', 1],
         TRAIN: deeplab_argv(inputs.deeplab, session, TRAIN_ITERATION=16),
         SEEDS: tiny_arguments(toy, folder),
@@ -89,33 +100,34 @@ def wait_for(process, name, folder, moment, chance):
 
 # ---------------------------------------------------------------- one process
 
-# Runs a script until the count-th file of a suffix is half written, and kills it there.
-HALF_WRITTEN = """
-import os, runpy, signal, sys
-suffix, left, rename = sys.argv[1], int(sys.argv[2]), os.replace
-def replace(temporary, path):
-    global left
-    left -= str(path).endswith(suffix)
-    if not left:
-        os.truncate(temporary, os.path.getsize(temporary) // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(temporary, path)
-os.replace = replace
-del sys.argv[:3]
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
+def die_half_written(suffix, count):
+    """From now on: where the count-th file of a suffix is half written, this process is killed."""
+    rename, left = os.replace, count
+
+    def replace(temporary, path):
+        nonlocal left
+        left -= str(path).endswith(suffix)
+        if not left:
+            os.truncate(temporary, os.path.getsize(temporary) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(temporary, path)
+    os.replace = replace
 
 
 def run_killed(name, arguments, folder, moment, chance):
     """Run a script and kill it at a moment. Other arguments as in wait_for."""
+    said, workers = folder.with_name('said.txt'), []
     if isinstance(moment, Writing):
-        process = start(name, arguments, before=('-c', HALF_WRITTEN, *moment))
+        process = Forked(name, arguments, said, functools.partial(die_half_written, *moment))
     else:  # beside a worker process, which loads images or runs CRFs
-        process = start(name, [*arguments, '--num_workers', 1])
+        begin = start if isinstance(moment, InStartUp) else functools.partial(Forked, said=said)
+        process = begin(name, [*arguments, '--num_workers', 1])
         wait_for(process, name, folder, moment, chance)
+        workers = children(process.pid) if name in LAST else []
         process.kill()
-    said = process.communicate(timeout=120)  # a worker process, which holds the same pipes, ends with it
+    said = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, said
+    assert_nothing_left(workers)
 
 
 @pytest.mark.long
@@ -135,37 +147,52 @@ def test_killed_again_and_again_it_makes_what_an_uninterrupted_run_makes(inputs,
 
 # ---------------------------------------------------------------- two processes
 
+def run_in_two(name, arguments, said):
+    """Run a script in two processes to its end, without a launcher."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = str(free.getsockname()[1])
+    common = {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
+    processes = [Forked(name, arguments, said, RANK=rank, LOCAL_RANK=rank, **common) for rank in '01']
+    for process in processes:
+        words = process.communicate(timeout=300)
+        assert process.returncode == 0, words
+
+
 def ranks_of(launcher):
     """{rank: process id} of the processes that torchrun started."""
     found = {}
     for pid in children(launcher.pid):
         with open(f'/proc/{pid}/environ') as file:
             variables = dict(text.partition('=')[::2] for text in file.read().split('\0'))
-        found[variables.get('RANK')] = pid
-    return {int(rank): pid for rank, pid in found.items() if rank}
+        if 'RANK' in variables:
+            found[int(variables['RANK'])] = pid
+    return found
+
+
+def run_two_killed(name, arguments, folder, moment, victims, chance):
+    """Run a script by torchrun and kill the processes of these ranks at a moment; with the launcher, where it is all.
+    """
+    launcher = torchrun(name, arguments)
+    wait_for(launcher, name, folder, moment, chance)
+    ranks = ranks_of(launcher)
+    if len(victims) == len(ranks):
+        launcher.kill()
+    for rank in victims:
+        os.kill(ranks[rank], signal.SIGKILL)
+    said = launcher.communicate(timeout=120)
+    assert launcher.returncode == (-signal.SIGKILL if len(victims) == len(ranks) else 1), said
+    assert_nothing_left(ranks.values())
 
 
 @pytest.mark.long
 @pytest.mark.parametrize('name, victim', [(CONTRAST, 1), (AFFINITY, 0)])
 def test_one_of_two_processes_killed_and_then_both_make_what_uninterrupted_ones_make(inputs, tmp_path, name, victim):
-    run = torchrun(name, argv(inputs, name, tmp_path / 'whole'))
-    said = run.communicate(timeout=300)
-    assert run.returncode == 0, said
-    folder, chance = tmp_path / 'killed', random.Random(name)
-    arguments = argv(inputs, name, folder, '--resume')
-    for moment, victims in ((After(3), [victim]), (After(7), [0, 1])):
-        run = torchrun(name, arguments)
-        wait_for(run, name, folder, moment, chance)
-        ranks = ranks_of(run)
-        if len(victims) > 1:
-            run.kill()
-        for rank in victims:
-            os.kill(ranks[rank], signal.SIGKILL)
-        said = run.communicate(timeout=120)
-        assert run.returncode == (1 if len(victims) == 1 else -signal.SIGKILL), said
-        assert_nothing_left(ranks.values())
+    flags, said, chance = ('--resume', '--save_every', 3), tmp_path / 'said.txt', random.Random(name)
+    run_in_two(name, argv(inputs, name, tmp_path / 'whole', *flags), said)
+    folder = tmp_path / 'killed'
+    for moment, victims in ((After(4), [victim]), (After(8), [0, 1])):
+        run_two_killed(name, argv(inputs, name, folder, *flags), folder, moment, victims, chance)
         assert not (folder / 'run.pth').exists()
-    run = torchrun(name, arguments)
-    said = run.communicate(timeout=300)
-    assert run.returncode == 0, said
+    run_in_two(name, argv(inputs, name, folder, *flags), said)
     assert results(name, folder) == results(name, tmp_path / 'whole')
