@@ -144,6 +144,26 @@ def test_a_chain_that_ends_takes_its_step_along(tmp_path, end):
     assert chain.stderr.read() == b''
 
 
+SILENT = 'import time\nfrom engine import process\nprocess.prepare()\nprint(3, flush=True)\ntime.sleep(600)\n'
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('starter', ['chain', 'torchrun'])
+def test_what_a_chain_or_torchrun_started_ends_when_that_is_killed(tmp_path, starter):
+    """It would write on, beside what the next start of the chain or of torchrun begins."""
+    (tmp_path / 'silent.py').write_text(SILENT)
+    command = {'chain': ['-c', CHAIN, REPO, tmp_path / 'log', SILENT],
+               'torchrun': ['-m', 'torch.distributed.run', '--standalone', tmp_path / 'silent.py']}[starter]
+    run = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while run.stdout.readline().strip() != b'3':
+        assert run.poll() is None
+    started = children(run.pid)
+    assert started
+    run.kill()
+    run.communicate()
+    assert_nothing_left(started)
+
+
 # ---------------------------------------------------------------- notebooks
 
 def test_the_backend_of_a_notebook_is_ignored(score, command, tmp_path):

@@ -60,6 +60,8 @@ def last_line(text):
     (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\nRuntimeError: unable to '
                   'allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)'), 'shared memory',
      '0 needs none'),
+    (RuntimeError('[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:33671: Connection '
+                  'reset by peer. This is typically caused by a remote worker hanging'), 'another process', 'goes on'),
     (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), 'GPU memory', '--amp bf16'),
     (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate'), 'GPU memory', '--batch_size'),
     (RuntimeError('CUDA error: out of memory'), 'GPU memory', '--amp bf16'),
@@ -262,8 +264,8 @@ def test_a_full_disk_at_the_checkpoint_is_one_line_and_the_older_one_stays_whole
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.setattr(checkpoint, 'save_tensors', save_on_a_full_disk)
     message = assert_refused(capsys, 'contrast_train', *command())
-    assert message == (f'error: {tmp_path}/run{suffix}: cannot be written (No space left on device); free space or '
-                       'choose another folder')
+    assert message == (f'error: {tmp_path}/run{suffix}: cannot be written (File too large); free space or choose '
+                       'another folder')  # the limit's word for a full disk
     assert checkpoint.read_checkpoint(tmp_path / 'run.ckpt')['step'] == (10 if suffix == '.ckpt' else 24)
     assert not list(tmp_path.glob('.*'))
     monkeypatch.setattr(checkpoint, 'save_tensors', save)

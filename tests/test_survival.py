@@ -147,14 +147,18 @@ def test_killed_again_and_again_it_makes_what_an_uninterrupted_run_makes(inputs,
 
 # ---------------------------------------------------------------- two processes
 
-def run_in_two(name, arguments, said):
-    """Run a script in two processes to its end, without a launcher."""
+def start_two(name, arguments, said):
+    """Start a script in two processes, without a launcher."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = str(free.getsockname()[1])
     common = {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
-    processes = [Forked(name, arguments, said, RANK=rank, LOCAL_RANK=rank, **common) for rank in '01']
-    for process in processes:
+    return [Forked(name, arguments, said, RANK=rank, LOCAL_RANK=rank, **common) for rank in '01']
+
+
+def run_in_two(name, arguments, said):
+    """Run a script in two processes to its end."""
+    for process in start_two(name, arguments, said):
         words = process.communicate(timeout=300)
         assert process.returncode == 0, words
 
@@ -170,29 +174,35 @@ def ranks_of(launcher):
     return found
 
 
-def run_two_killed(name, arguments, folder, moment, victims, chance):
-    """Run a script by torchrun and kill the processes of these ranks at a moment; with the launcher, where it is all.
-    """
+def kill_both(name, arguments, folder, moment, chance):
+    """Run a script in two processes and kill both at a moment."""
+    processes = start_two(name, arguments, folder.with_name('said.txt'))
+    wait_for(processes[0], name, folder, moment, chance)
+    for process in processes:
+        process.kill()
+    assert {process.communicate() and process.returncode for process in processes} == {-signal.SIGKILL}
+
+
+def kill_one(rank, name, arguments, folder, moment, chance):
+    """Run a script by torchrun and kill one process at a moment: torchrun ends the other, without a traceback."""
     launcher = torchrun(name, arguments)
     wait_for(launcher, name, folder, moment, chance)
     ranks = ranks_of(launcher)
-    if len(victims) == len(ranks):
-        launcher.kill()
-    for rank in victims:
-        os.kill(ranks[rank], signal.SIGKILL)
-    said = launcher.communicate(timeout=120)
-    assert launcher.returncode == (-signal.SIGKILL if len(victims) == len(ranks) else 1), said
+    os.kill(ranks[rank], signal.SIGKILL)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1 and f'{name}.py", line' not in said, said
     assert_nothing_left(ranks.values())
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name, victim', [(CONTRAST, 1), (AFFINITY, 0)])
-def test_one_of_two_processes_killed_and_then_both_make_what_uninterrupted_ones_make(inputs, tmp_path, name, victim):
+@pytest.mark.parametrize('name, rank', [(CONTRAST, 1), (AFFINITY, 0)])
+def test_one_of_two_processes_killed_and_then_both_make_what_uninterrupted_ones_make(inputs, tmp_path, name, rank):
     flags, said, chance = ('--resume', '--save_every', 3), tmp_path / 'said.txt', random.Random(name)
-    run_in_two(name, argv(inputs, name, tmp_path / 'whole', *flags), said)
-    folder = tmp_path / 'killed'
-    for moment, victims in ((After(4), [victim]), (After(8), [0, 1])):
-        run_two_killed(name, argv(inputs, name, folder, *flags), folder, moment, victims, chance)
+    whole, folder = tmp_path / 'whole', tmp_path / 'killed'
+    run_in_two(name, argv(inputs, name, whole, *flags), said)
+    arguments = argv(inputs, name, folder, *flags)
+    for kill, steps in ((functools.partial(kill_one, rank), 4), (kill_both, 8)):
+        kill(name, arguments, folder, After(steps), chance)
         assert not (folder / 'run.pth').exists()
-    run_in_two(name, argv(inputs, name, folder, *flags), said)
-    assert results(name, folder) == results(name, tmp_path / 'whole')
+    run_in_two(name, arguments, said)
+    assert results(name, folder) == results(name, whole)
