@@ -27,6 +27,11 @@ from test_segmentation import train_argv as deeplab_argv
 from test_step2 import infer_argv, make_chain, prepare_argv, train_argv
 from test_training import arguments_of
 
+from engine import ranks
+from engine.checkpoint import read_checkpoint
+from engine.loss_log import read_loss_log
+from engine.training import Run
+
 AFFINITY, CONTRAST, PREPARE, SEEDS, WALK = 'aff_train', 'contrast_train', 'aff_prepare', 'contrast_infer', 'aff_infer'
 LAST = {SEEDS: 'crf/*.png', PREPARE: '24.00/*.npy', WALK: 'rw/*.png'}  # what inference writes last of an image
 
@@ -116,7 +121,7 @@ def die_half_written(suffix, count):
 
 def run_killed(name, arguments, folder, moment, chance):
     """Run a script and kill it at a moment. Other arguments as in wait_for."""
-    said, workers = folder.with_name('said.txt'), []
+    said, workers = folder.with_name('said'), []
     if isinstance(moment, Writing):
         process = Forked(name, arguments, said, functools.partial(die_half_written, *moment))
     else:  # beside a worker process, which loads images or runs CRFs
@@ -147,13 +152,14 @@ def test_killed_again_and_again_it_makes_what_an_uninterrupted_run_makes(inputs,
 
 # ---------------------------------------------------------------- two processes
 
-def start_two(name, arguments, said):
-    """Start a script in two processes, without a launcher."""
+def start_two(name, arguments, said, prepare=None):
+    """Start a script in two processes, without a launcher. said: the files <said>.0 and .1. prepare: as in Forked."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = str(free.getsockname()[1])
     common = {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
-    return [Forked(name, arguments, said, RANK=rank, LOCAL_RANK=rank, **common) for rank in '01']
+    return [Forked(name, arguments, said.with_suffix(f'.{rank}'), prepare, RANK=rank, LOCAL_RANK=rank, **common)
+            for rank in '01']
 
 
 def run_in_two(name, arguments, said):
@@ -176,7 +182,7 @@ def ranks_of(launcher):
 
 def kill_both(name, arguments, folder, moment, chance):
     """Run a script in two processes and kill both at a moment."""
-    processes = start_two(name, arguments, folder.with_name('said.txt'))
+    processes = start_two(name, arguments, folder.with_name('said'))
     wait_for(processes[0], name, folder, moment, chance)
     for process in processes:
         process.kill()
@@ -197,7 +203,7 @@ def kill_one(rank, name, arguments, folder, moment, chance):
 @pytest.mark.long
 @pytest.mark.parametrize('name, rank', [(CONTRAST, 1), (AFFINITY, 0)])
 def test_one_of_two_processes_killed_and_then_both_make_what_uninterrupted_ones_make(inputs, tmp_path, name, rank):
-    flags, said, chance = ('--resume', '--save_every', 3), tmp_path / 'said.txt', random.Random(name)
+    flags, said, chance = ('--resume', '--save_every', 3), tmp_path / 'said', random.Random(name)
     whole, folder = tmp_path / 'whole', tmp_path / 'killed'
     run_in_two(name, argv(inputs, name, whole, *flags), said)
     arguments = argv(inputs, name, folder, *flags)
@@ -206,3 +212,36 @@ def test_one_of_two_processes_killed_and_then_both_make_what_uninterrupted_ones_
         assert not (folder / 'run.pth').exists()
     run_in_two(name, arguments, said)
     assert results(name, folder) == results(name, whole)
+
+
+# ---------------------------------------------------------------- a loss that is not finite on one of two processes
+
+def spoil_a_loss(value):
+    """From now on: in the second of two processes one term of step 5 has this value. No process waits with its word."""
+    update = Run.update
+
+    def with_spoilt_term(run, terms, weights):
+        if run.step == 5 and ranks.rank() == 1:
+            terms = terms | {'er': terms['er'] * value}
+        update(run, terms, weights)
+    Run.update, ranks.PATIENCE = with_spoilt_term, 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_loss_that_is_not_finite_in_one_process_stops_both_at_its_step(inputs, tmp_path, value):
+    """The words of the second are not heard under a launcher, which ends it as soon as the first has ended."""
+    flags = '--save_every', 2, '--log_every', 4
+    processes = start_two(CONTRAST, argv(inputs, CONTRAST, tmp_path, *flags), tmp_path / 'said',
+                          functools.partial(spoil_a_loss, value))
+    for process in processes:
+        said = process.communicate(timeout=300)
+        assert process.returncode == 2, said
+        assert [line for line in said.splitlines() if line.startswith('error: ')] == [
+            f'error: loss: not finite at step 5: er = {value}; lower the learning rate, and add --resume to go on from '
+            f'step 4, whose numbers were finite ({tmp_path}/run.ckpt); where that fails too, --overwrite to start anew']
+    state = read_checkpoint(tmp_path / 'run.ckpt')
+    assert state['step'] == 4 and all(value.isfinite().all() for value in state['model'].values())
+    assert [row['step'] for row in read_loss_log(tmp_path / 'run.losses.jsonl')] == [0, 1, 2, 3, 4]
+    run_main(CONTRAST, *argv(inputs, CONTRAST, tmp_path, *flags, '--resume', '--lr', 0.01))
+    assert (tmp_path / 'run.pth').exists()

@@ -295,6 +295,16 @@ def test_the_checkpoint_holds_all_settings_and_its_format(command, tmp_path):
         assert state[name] is not None, name
 
 
+def test_the_same_weights_are_the_same_file_whoever_writes_it(tmp_path, monkeypatch):
+    path, weights = tmp_path / 'run.pth', {'weight': torch.arange(3.)}
+    checkpoint.save_tensors(path, weights)
+    written = path.read_bytes()
+    monkeypatch.setattr(os, 'getpid', lambda: 1)
+    checkpoint.save_tensors(path, weights)
+    assert path.read_bytes() == written
+    assert torch.load(path, weights_only=True)['weight'].tolist() == [0, 1, 2]
+
+
 def test_no_warning_for_a_batch_of_eight_or_without_contrast(command, tmp_path, capsys):
     train(*command(*ONE_EPOCH, '--batch_size', 8))
     train(*command(*ONE_EPOCH, '--session_name', tmp_path / 'seam', *(f'--w_{name}=0' for name in contrast.TERMS)))
