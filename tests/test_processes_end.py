@@ -3,6 +3,7 @@ import functools
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from data.lists import read_list
 from engine import checkpoint, cli, files, process
 from engine.errors import UserError
 from engine.files import REPO
+from engine.pending import PendingLosses
 
 SOON = 60  # seconds that an end may take on a busy machine
 
@@ -275,10 +277,24 @@ def test_a_full_disk_at_the_checkpoint_is_one_line_and_the_older_one_stays_whole
 
 def test_a_full_disk_at_the_loss_log_is_one_line(command, tmp_path, capsys, monkeypatch):
     def full(*_):
-        raise OSError(28, 'No space left on device', str(tmp_path / 'run.losses.jsonl'))
-    monkeypatch.setattr('engine.loss_log.LossLog.write', full)
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('engine.loss_log.check_finite', full)  # while the log is open
     message = assert_refused(capsys, 'contrast_train', *command())
-    assert message == f'error: {tmp_path}/run.losses.jsonl: is full; free space, or choose another folder'
+    assert message == (f'error: {tmp_path}/run.losses.jsonl: cannot be written (No space left on device); free space '
+                       'or choose another folder')
+
+
+def test_a_folder_that_vanishes_in_training_is_one_line(command, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / 'session'
+    read = PendingLosses.fetch
+
+    def vanish(losses):
+        shutil.rmtree(folder, ignore_errors=True)
+        return read(losses)
+    monkeypatch.setattr(PendingLosses, 'fetch', vanish)
+    message = assert_refused(capsys, 'contrast_train', *command('--session_name', folder / 'run'))
+    assert message == (f'error: {folder}/run.losses.jsonl: cannot be written (No such file or directory); free space '
+                       'or choose another folder')
 
 
 # ---------------------------------------------------------------- two processes on one folder
