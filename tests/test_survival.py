@@ -186,7 +186,9 @@ def kill_both(name, arguments, folder, moment, chance):
     wait_for(processes[0], name, folder, moment, chance)
     for process in processes:
         process.kill()
-    assert {process.communicate() and process.returncode for process in processes} == {-signal.SIGKILL}
+    for process in processes:
+        said = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, said
 
 
 def kill_one(rank, name, arguments, folder, moment, chance):
