@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.files import save_text
+from engine.files import save_text, writing
 
 
 def read_loss_log(path):
@@ -39,9 +39,9 @@ class LossLog:
     def write(self, rows, advice):
         """Append rows [(step, {'loss' or term: value})].
 
-        UserError, with `advice`, where a value is not finite; rows before it are logged.
+        UserError, with `advice`, where a value is not finite; rows before it are logged. UserError as in files.writing.
         """
-        with open(self.path, 'a', encoding='utf-8') as log:
+        with writing(self.path), open(self.path, 'a', encoding='utf-8') as log:
             for step, values in rows:
                 check_finite(step, values, advice)
                 log.write(json.dumps({'step': step, **values}) + '\n')
