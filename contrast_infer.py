@@ -12,8 +12,6 @@ Writes <out_cam>/<id>.npy (pickled dict {class 0..: float32 (H, W)} of the prese
 An image whose files all exist is skipped, so the same command continues a run that was stopped. run.json in each folder
 says what made its files; with other weights or flags the command refuses.
 """
-import functools
-
 from data.lists import read_list
 from engine import cli, files, outputs, ranks, runinfo
 from engine.errors import UserError
@@ -45,14 +43,13 @@ def main(args):
     import torch
 
     from data.classification import MultiScaleImages
-    from data.images import is_blank
+    from engine.cams import photo_cams
     from engine.crf_engine import CrfEngine, chosen_engine
     from engine.crf_workers import SeedSettings, write_seeds
-    from engine.device import autocast, set_up
+    from engine.device import set_up
     from engine.loading import single_items
     from engine.networks import network_for_inference
     from engine.parallel import WorkerPool, progress
-    from tool.cam import with_flip
 
     shard, recipe = ranks.own_shard(args.shard), cli.chosen_recipe(args, 'infer')
     data = cli.chosen_dataset(args, infer_list='train')
@@ -70,26 +67,16 @@ def main(args):
           'flips')
     if dataset.negatives:
         print(f'{dataset.negatives} images have no class: their CAM files are empty, their masks all background')
-    cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
     settings = SeedSettings(args.out_cam_pred_alpha, recipe.seed_crf, recipe.crf_iters, recipe.crf_alpha, data.classes,
                             engine)
     workers = engine.workers(args.num_workers) if args.out_crf else 0
 
     with WorkerPool(workers) as pool, torch.inference_mode():
         for item in progress(single_items(dataset, args.num_workers, device), f'{shard}CAMs', len(dataset)):
-            present, size = item['present'], item['pixels'].shape[:2]
-            scaled = (with_flip(image.to(device, non_blocking=True)) for image in item['scaled'])
-            cams = torch.zeros(0, *size)
-            if len(present):
-                with autocast(device, args.amp):
-                    # Indices on the CPU would be copied at every scale, and each copy waits for the GPU.
-                    on_device = present.to(device, non_blocking=True)
-                    cams = recipe.multi_scale_cams(cams_of, scaled, on_device, size)
-            if is_blank(item['pixels']):
-                # A nearly constant map stretched to 0..1 falls far below 0 where it is lowest (METHOD 9.5).
-                cams = cams.clamp(0, 1)
+            present, pixels = item['present'], item['pixels']
+            cams = photo_cams(net, recipe, pixels, item['scaled'], present, device, args.amp)
             paths = {kind: folder / (item['name'] + suffix) for kind, (folder, suffix) in folders.items()}
-            pool.submit(write_seeds, paths, item['pixels'], present.numpy(), cams.cpu().numpy(), settings)
+            pool.submit(write_seeds, paths, pixels, present.numpy(), cams.cpu().numpy(), settings)
 
 
 def output_folders(args):

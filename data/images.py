@@ -57,14 +57,6 @@ def devkit_photos(voc12_root):
     return PhotoFolders((image_folder(voc12_root),))
 
 
-def photo_files(ids, folder, flag='--voc12_root'):
-    """The photos of `ids`: {id: Path}, from one listing of the folder. UserError naming the first that is missing.
-
-    See found_files. flag: what names the folder, for the message.
-    """
-    return need_images(ids, folder, SUFFIXES, flag)
-
-
 def need_images(ids, folder, suffixes, flag):
     """found_files of all `ids`. UserError naming the first without a file, and what lies there in its place."""
     found = found_files(ids, folder, suffixes)

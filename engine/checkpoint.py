@@ -3,9 +3,7 @@
 A dict for torch.load(weights_only=True): 'format', 'model', 'optimizer', 'scheduler', 'scaler' (state dicts), 'step',
 'epoch', 'random' (states of the generators), 'settings' (JSON of the run's arguments).
 """
-import errno
 import json
-import os
 
 import torch
 
@@ -94,15 +92,18 @@ def save_checkpoint(path, state, settings):
 
 
 def save_tensors(path, value):
-    """torch.save, atomically. UserError where it fails, for example because the disk is full."""
-    with atomic(path) as temporary:
+    """torch.save, atomically. UserError where it fails, for example because the disk is full.
+
+    The same tensors make the same bytes. Given a path, torch.save would put the file's name into the file: here the
+    temporary one, with the names of the machine and the process.
+    """
+    with atomic(path) as temporary, open(temporary, 'wb') as file:
         try:
-            torch.save(value, temporary)
-        except RuntimeError as error:
-            if 'inline_container' not in str(error):  # the file that PyTorch's writer is in
+            torch.save(value, file)
+        except RuntimeError as error:  # of its writer, which hides the error of the file
+            if not isinstance(error.__context__, OSError):
                 raise
-            # It hides the reason; a full disk is by far the most frequent.
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise error.__context__ from error
 
 
 def read_checkpoint(path):

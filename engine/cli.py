@@ -345,7 +345,8 @@ def add_run_flags(parser):
                         help='steps between checkpoints; another is written after each epoch (0: only those)')
     parser.add_argument('--log_every', type=positive, default=10,
                         help='steps between readings of the losses (a reading waits for the device)')
-    parser.add_argument('--picture_every', type=non_negative, default=200, help='steps between pictures (0: none)')
+    parser.add_argument('--picture_every', type=non_negative, default=200,
+                        help='steps between pictures; another is drawn after the last step (0: only that)')
     add_switch(parser, '--resume', 'continue <session>.ckpt where it stopped')
     add_switch(parser, '--overwrite', 'start anew although <session>.ckpt exists')
 

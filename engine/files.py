@@ -38,21 +38,28 @@ def repo_path(path):
 # ---------------------------------------------------------------- writing
 
 @contextlib.contextmanager
+def writing(path):
+    """UserError naming `path` where the block cannot write it: the disk is full, the folder is missing or closed."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(path, f'cannot be written ({error.strerror or error})',
+                        'free space or choose another folder') from error
+
+
+@contextlib.contextmanager
 def atomic(path):
     """Yield a temporary path in the folder of `path` (same suffix); rename it to `path` when the block ends well.
 
     The temporary name is this process's own, so that two processes may write the same file: the later one counts.
-    What a killed process left is removed by out_dir.
-    Raises UserError naming `path` where the disk is full, the folder is missing or may not be written.
+    What a killed process left is removed by out_dir. UserError as in `writing`.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.stem}.{HOST}-{os.getpid()}.tmp{path.suffix}')
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(path, f'cannot be written ({error.strerror or error})',
-                        'free space or choose another folder') from error
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

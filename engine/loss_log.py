@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.files import save_text
+from engine.files import save_text, writing
 
 
 def read_loss_log(path):
@@ -17,7 +17,7 @@ def read_loss_log(path):
 
 
 def loss_rows(path):
-    """Yield the rows of a loss log: {'step': int, 'loss': float, <term>: float, …}. None where there is no file.
+    """Yield the rows of a loss log: {'step': int, 'loss': float, <term>: float, …}; nothing where there is no file.
 
     A last line cut short by a kill is dropped: its step is made again.
     """
@@ -47,9 +47,9 @@ class LossLog:
     def write(self, rows, advice):
         """Append rows [(step, {'loss' or term: value})].
 
-        UserError, with `advice`, where a value is not finite; rows before it are logged.
+        UserError, with `advice`, where a value is not finite; rows before it are logged. UserError as in files.writing.
         """
-        with open(self.path, 'a', encoding='utf-8') as log:
+        with writing(self.path), open(self.path, 'a', encoding='utf-8') as log:
             for step, values in rows:
                 check_finite(step, values, advice)
                 log.write(json.dumps({'step': step, **values}) + '\n')

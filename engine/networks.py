@@ -17,7 +17,7 @@ def network_for_training(args, device, recipe=None, method='cams', **options):
     UserError: no such network, weights that do not fit it, a network that lacks what the recipe needs.
     """
     net = _load(args, 'backbone', method, options)
-    missing = sorted(recipe.needs - net.parts) if recipe else []
+    missing = sorted(recipe.needs.difference(net.parts)) if recipe else []
     if missing:
         terms = ' '.join(f'--w_{name} 0' for name in recipe.terms_that_need(missing[0]))
         raise UserError('--network', f'{args.network} has no {missing[0]}, which --baseline {recipe.name} needs',

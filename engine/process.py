@@ -1,4 +1,5 @@
 """What surrounds every script's main: any terminal, any notebook, and an end that leaves no process. No torch here."""
+import ctypes
 import multiprocessing
 import os
 import re
@@ -11,6 +12,9 @@ import traceback
 from engine.errors import UserError
 
 PATIENCE = 5  # seconds until a killed worker must be gone
+IN_CHAIN = 'WSEG_IN_CHAIN'  # variable that a chain of steps sets for each
+STARTED_BY = {IN_CHAIN, 'TORCHELASTIC_RUN_ID'}  # the latter is torchrun's
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 # ---------------------------------------------------------------- before main
@@ -25,6 +29,17 @@ def prepare():
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     os.environ['MPLBACKEND'] = 'Agg'
+    end_with_parent()
+
+
+def end_with_parent():
+    """Let a SIGTERM come when torchrun or a chain of steps, which started this process, is ended by kill -9.
+
+    They cannot pass that on. This process would go on unseen, and write the files that the next start writes too. A
+    training saves its checkpoint first. Linux only.
+    """
+    if sys.platform == 'linux' and STARTED_BY & os.environ.keys():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 # ---------------------------------------------------------------- after main
@@ -73,6 +88,8 @@ WANTS = [(re.compile(pattern, re.DOTALL), *words) for pattern, *words in (
     (r'^BrokenProcessPool|DataLoader worker \(pid.*(killed by signal|exited unexpectedly)', 'worker process',
      'was ended from outside, most likely because memory ran out',
      'use fewer --num_workers; the same command goes on where it stopped (a training with --resume)'),
+    (r'gloo/transport/', 'another process', 'of this run has ended',
+     'see what it said; the same command goes on where it stopped (a training with --resume)'),
     (r'^OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|ALLOC_FAILED', 'GPU memory', 'is used up',
      'add --amp bf16; in training, a smaller --batch_size or --crop_size needs less too, and changes the result'),
     (r'Too many open files|received 0 items of ancdata', 'open files', 'are too many for the limit of this shell',

@@ -135,6 +135,7 @@ class Run:
             self._seed()
             for batch in batches:
                 yield batch
+                self._save_if_due()
                 if self.stop.agreed(self.reading_due, self.device):
                     self._leave()
 
@@ -146,7 +147,7 @@ class Run:
             set_random_state(self.checkpoint.random, self.device)
 
     def update(self, terms, weights):
-        """Make one optimiser step on sum(weights[name]·terms[name]); write the checkpoint where it is due.
+        """Make one optimiser step on sum(weights[name]·terms[name]).
 
         terms: {name: 0-dim tensor}. Where the step has several parts, the sum's mean over them is minimised: the step
         is made after the last. Nothing is read back from the device here: the values wait on it until the next
@@ -168,8 +169,6 @@ class Run:
         self.bar.update(self.batch_size)
         if self.reading_due:
             self.read_losses()
-        if self.due(self.args.save_every) or self.epoch_ended:
-            self.save()
 
     def read_losses(self):
         """Log the loss values of the last steps; stop the run if a value is not finite (UserError)."""
@@ -186,10 +185,10 @@ class Run:
     def validate(self, measure):
         """Log the scalars that measure() returns. A failure is a warning: the training goes on.
 
-        The checkpoint of the step was written by update. The random state stays as it was, so that a run which resumes
-        from that checkpoint, and does not validate again, draws the same numbers. Of several processes the first
-        measures.
+        The checkpoint of the step is written first. The random state stays as it was, so that a run which resumes from
+        that checkpoint, and does not validate again, draws the same numbers. Of several processes the first measures.
         """
+        self._save_if_due()
         if not is_main():
             return
         devices = [self.device] if self.device.type == 'cuda' else []
@@ -206,6 +205,12 @@ class Run:
     def log_figure(self, name, figure):
         """Put a matplotlib figure into TensorBoard and into <session>.<name>.png."""
         self.log.figure(name, figure, self.step)
+
+    def _save_if_due(self):
+        """Write the checkpoint every --save_every steps and after an epoch. It comes after the step's picture, which a
+        run that resumes from it does not draw again."""
+        if self.checkpoint.saved != self.step and (self.due(self.args.save_every) or self.epoch_ended):
+            self.save()
 
     def save(self):
         """Write <session>.ckpt, once the losses so far and the weights are known to be finite (UserError)."""

@@ -35,7 +35,7 @@ class CAMHeads:
         dropout: probability of the spatial dropout before CAM and projection. The order of layers and of random
         draws is the published one.
         """
-        self.parts = frozenset(parts)
+        self.parts = tuple(parts)  # no set: torch.compile of PyTorch 2.6 cannot read one
         top = self.channels['high']
         low, middle = (scaled(channels, self.width) for channels in PCM_CHANNELS)
         self.dropout7 = Dropout2d(dropout) if dropout else nn.Identity()
@@ -66,7 +66,7 @@ class CAMHeads:
         parts: which of the network's parts to compute; all unless given. Maps are float32 under mixed precision too,
         but for the contrast features.
         """
-        parts = self.parts if parts is None else self.parts & set(parts)
+        parts = [part for part in self.parts if parts is None or part in parts]
         features = self.features(x)
         top = self.dropout7(features['high'])
         cam = self.fc8(top)

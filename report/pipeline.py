@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from engine import files, outputs
+from engine import files, outputs, process
 from engine.errors import UserError
 from engine.files import REPO
 
@@ -184,9 +184,10 @@ def run(step, log_dir, quiet):
     command = [sys.executable, '-u', *map(str, (*step.argv, *step.machine))]
     messages = subprocess.STDOUT if quiet else None
     encoding = sys.stdout.encoding or 'utf-8'  # the child's too: the same variables decide
+    environment = os.environ | {process.IN_CHAIN: '1'}
     with open(log, 'w', encoding='utf-8') as file, \
-            subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=messages, text=True, encoding=encoding,
-                             errors='backslashreplace') as child, ended_by_sigterm():
+            subprocess.Popen(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=messages, text=True,
+                             encoding=encoding, errors='backslashreplace') as child, ended_by_sigterm():
         file.write(f'$ {step.line}\n')
         CHILDREN.add(child)
         try:

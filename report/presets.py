@@ -108,8 +108,8 @@ TOY = Preset(
                '--picture_every', 0),
     aff_infer=('--beta', 16, '--logt', 4),  # maps are 16×12 cells: 64 steps of radius 5 would cover them
     segmentation_train=('--DATA_RANDOMCROP', 96, '--DATA_RANDOMSCALE', 0.8, 1.5, '--TRAIN_BATCHES', 10,
-                        '--TRAIN_ITERATION', 600, '--TRAIN_LR', 0.01, '--TRAIN_BN_MOM', 0.05, '--picture_every', 0),
-    segmentation_test=('--TEST_MULTISCALE', 0.75, 1, 1.25, 1.5))
+                        '--TRAIN_ITERATION', 400, '--TRAIN_LR', 0.01, '--TRAIN_BN_MOM', 0.05, '--picture_every', 0),
+    segmentation_test=('--TEST_MULTISCALE', 0.75, 1, 1.25))
 
 # COCO 2014. No publication trains SEAM + PPC on it, so what is known of its neighbours is taken, all else is VOC's:
 # Step 1: EPS's log on COCO has batch 16, crops of 321 pixels and 256,500 steps: 50 epochs of the 82,081 images

@@ -7,8 +7,9 @@ import torch
 
 from data import segmentation, transforms
 from data.description import read_dataset, trained_classes
-from data.images import is_blank, read_image
+from data.images import read_image
 from engine import cli, runinfo
+from engine.cams import photo_cams
 from engine.crf_engine import CrfEngine, chosen_engine
 from engine.crf_workers import SeedSettings
 from engine.device import arrays, autocast, choose_precision, select_device, to_device
@@ -18,7 +19,6 @@ from network import deeplab, names
 from network.weights import describe, read_weights
 from segmentation import inference, model, prediction
 from segmentation.experiment.config import Config
-from tool.cam import with_flip
 from tool.crf import DEEPLAB
 
 # Flags that networks of Step 1 alone have a use for, and what counts as not given.
@@ -128,22 +128,18 @@ class OfStep1(Predictor):
 
     def look(self, pixels):
         """A prediction.Cams. The classifier scores the photo at its own scale, without the flip."""
-        size, present = pixels.shape[:2], self.named
         # As in OfDeepLab.look.
         images = {scale: transforms.at_scale(pixels, scale).to(self.device) for scale in {1, *self.args.scales}}
-        with torch.inference_mode(), autocast(self.device, self.args.amp):
-            scores = self.net.class_logits(images[1][None])[0].float().sigmoid()
+        with torch.inference_mode():
+            with autocast(self.device, self.args.amp):
+                logits = self.net.class_logits(images[1][None])
+            scores, present = logits[0].float().sigmoid(), self.named
             if present is None:
                 scores = scores.cpu()
                 present = np.flatnonzero(scores.numpy() >= self.args.class_score)
-            cams = torch.zeros(0, *size)
-            if len(present):
-                scaled = (with_flip(images[scale]) for scale in self.args.scales)
-                on_device = torch.from_numpy(present).to(self.device, non_blocking=True)
-                cams_of = functools.partial(self.net.cams, revised=self.recipe.map == 'revised')
-                cams = self.recipe.multi_scale_cams(cams_of, scaled, on_device, size)
-        if is_blank(pixels):
-            cams = cams.clamp(0, 1)  # as in contrast_infer.py, METHOD 9.5
+            scaled = (images[scale] for scale in self.args.scales)
+            cams = photo_cams(self.net, self.recipe, pixels, scaled, torch.from_numpy(present), self.device,
+                              self.args.amp)
         return prediction.Cams(present, *arrays(cams, scores))
 
 

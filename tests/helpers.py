@@ -1,7 +1,11 @@
-"""What many tests share: running scripts, what a refusal looks like, golden files, filled networks, folder bytes."""
+"""What many tests share: running scripts, processes that are watched, what a refusal looks like, golden files, filled
+networks, folder bytes."""
 import importlib.util
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +61,102 @@ def run_script(name, *argv, **options):
     command = [sys.executable, REPO / f'{name}.py', *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
+
+# ---------------------------------------------------------------- processes that are watched
+
+def start(name, argv, *, before=(), **options):
+    """Start a script, in a process group of its own. before: what stands between the interpreter and the script."""
+    command = [sys.executable, *map(str, before), REPO / f'{name}.py', *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            **options)
+
+
+def torchrun(name, argv, processes=2):
+    """Start a script in several processes. The launcher starts each in a group of its own."""
+    launcher = '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', processes
+    return start(name, argv, before=launcher)
+
+
+FORKSERVER = multiprocessing.get_context('forkserver')
+FORKSERVER.set_forkserver_preload(['helpers', 'engine.datasets', 'engine.training', 'engine.training_pictures',
+                                   'engine.validation', 'segmentation.model', 'matplotlib.backends.backend_agg'])
+
+
+class Forked(FORKSERVER.Process):
+    """A script in a process of its own which is forked from one that has loaded the modules: it starts at once.
+
+    said: file for what it prints. prepare: function that is called there first. environment: more variables.
+    poll and communicate are those of subprocess.Popen.
+    """
+
+    def __init__(self, name, argv, said, prepare=None, **environment):
+        super().__init__()
+        self.script, self.argv, self.said = name, [str(text) for text in argv], said
+        self.prepare, self.environment = prepare, environment
+        self.start()
+
+    def run(self):
+        with open(self.said, 'ab', 0) as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+        os.environ.update(self.environment)
+        multiprocessing.set_start_method(None, force=True)  # as a script has it: this process was told 'forkserver'
+        if self.prepare:
+            self.prepare()
+        module = script(self.script)
+        cli.run(module.main, module.get_args_parser(), self.argv)
+
+    @property
+    def returncode(self):
+        return self.exitcode
+
+    def poll(self):
+        return self.exitcode
+
+    def communicate(self, timeout=None):
+        self.join(timeout)
+        return self.said.read_text()
+
+
+def wait_until(process, reached, patience=600):
+    """Return once reached() is true, of a process that runs until then."""
+    end = time.monotonic() + patience
+    while not reached():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(process.communicate())
+        time.sleep(0.005)
+
+
+def wait_for_steps(process, log, steps):
+    """Return once the loss log of a running process holds so many steps."""
+    wait_until(process, lambda: log.exists() and log.read_bytes().count(b'\n') >= steps)
+
+
+def children(pid):
+    """The process ids of a process's children, their children included; but for Python's resource tracker."""
+    found = []
+    for task in os.listdir(f'/proc/{pid}/task'):
+        with open(f'/proc/{pid}/task/{task}/children') as file:
+            found += [int(text) for text in file.read().split()]
+    return [pid for child in found for pid in (child, *children(child)) if not is_tracker(pid)]
+
+
+def is_tracker(pid):
+    """Whether a process is Python's resource tracker."""
+    with open(f'/proc/{pid}/cmdline') as file:
+        return 'resource_tracker' in file.read()
+
+
+def assert_nothing_left(pids):
+    """None of these processes runs any more, or will in a moment."""
+    end = time.monotonic() + 10
+    while left := [pid for pid in pids if os.path.exists(f'/proc/{pid}')]:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- what they say and leave
 
 def assert_refused(capsys, name, *argv):
     """Run a script in this process; it must end as a user's mistake should: exit code 2, one error line, no traceback.

@@ -11,10 +11,9 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import assert_refused, run_main, run_script, script
+from helpers import assert_nothing_left, assert_refused, children, run_main, run_script, script
 from matplotlib.figure import Figure
 from test_house import SCRIPTS
-from test_processes_end import assert_nothing_left, children, is_tracker
 from test_training import arguments_of, rows_of
 
 import ablation
@@ -132,7 +131,7 @@ def test_a_chain_that_ends_takes_its_step_along(tmp_path, end):
                              stderr=subprocess.PIPE)
     while b'    3\n' not in chain.stdout.readline():
         assert chain.poll() is None
-    step = [pid for pid in children(chain.pid) if not is_tracker(pid)]
+    step = children(chain.pid)
     assert len(step) == 1
     if end == 'head':
         chain.stdout.close()
@@ -143,6 +142,26 @@ def test_a_chain_that_ends_takes_its_step_along(tmp_path, end):
     assert time.monotonic() - start < 20
     assert_nothing_left(step)
     assert chain.stderr.read() == b''
+
+
+SILENT = 'import time\nfrom engine import process\nprocess.prepare()\nprint(3, flush=True)\ntime.sleep(600)\n'
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('starter', ['chain', 'torchrun'])
+def test_what_a_chain_or_torchrun_started_ends_when_that_is_killed(tmp_path, starter):
+    """It would write on, beside what the next start of the chain or of torchrun begins."""
+    (tmp_path / 'silent.py').write_text(SILENT)
+    command = {'chain': ['-c', CHAIN, REPO, tmp_path / 'log', SILENT],
+               'torchrun': ['-m', 'torch.distributed.run', '--standalone', tmp_path / 'silent.py']}[starter]
+    run = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while run.stdout.readline().strip() != b'3':
+        assert run.poll() is None
+    started = children(run.pid)
+    assert started
+    run.kill()
+    run.communicate()
+    assert_nothing_left(started)
 
 
 # ---------------------------------------------------------------- notebooks

@@ -1,10 +1,7 @@
-"""contrast_infer.py: the published seeds of a real photo, restarting after kill -9, and what users get wrong."""
+"""contrast_infer.py: the published seeds of a real photo, starting again, and what users get wrong."""
 import functools
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ from data.images import image_size
 from data.labels import read_labels
 from data.lists import read_list
 from data.masks import read_mask
-from engine.files import REPO, read_npy
+from engine.files import read_npy
 from network import resnet38_aff
 from voc12.classes import VOC
 
@@ -26,14 +23,17 @@ PHOTO = '2011_000002'  # the smaller of the two in golden/voc
 infer = functools.partial(run_main, 'contrast_infer')
 
 
+def tiny_arguments(toy, out, *flags):
+    """The arguments of a contrast_infer.py run at width 1/16 whose folders are in `out`."""
+    return ['--weights', toy.net, '--infer_list', toy.train, '--voc12_root', toy.root, '--cls_labels', toy.labels,
+            '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred', '--out_crf', out / 'crf', '--scales', 0.5, 1,
+            '--crf_iters', 2, '--num_workers', 0, '--device', 'cpu', *flags]
+
+
 @pytest.fixture
 def tiny(toy):
-    """Function from an output folder and more flags to the arguments of a contrast_infer.py run at width 1/16."""
-    def arguments(out, *flags):
-        return ['--weights', toy.net, '--infer_list', toy.train, '--voc12_root', toy.root, '--cls_labels', toy.labels,
-                '--out_cam', out / 'cam', '--out_cam_pred', out / 'pred', '--out_crf', out / 'crf', '--scales', 0.5, 1,
-                '--crf_iters', 2, '--num_workers', 0, '--device', 'cpu', *flags]
-    return arguments
+    """tiny_arguments on the toy set: a function from an output folder and more flags."""
+    return functools.partial(tiny_arguments, toy)
 
 
 # ---------------------------------------------------------------- the real photo
@@ -102,25 +102,6 @@ def test_cams_are_read_by_plain_numpy_as_published_ones_are(tiny, toy, tmp_path)
     name = read_list(toy.train)[0]
     cams = np.load(tmp_path / 'cam' / f'{name}.npy', allow_pickle=True).item()  # ours, as others' scripts read it
     assert isinstance(cams, dict) and all(type(key) is int and cam.dtype == np.float32 for key, cam in cams.items())
-
-
-@pytest.mark.long
-def test_killed_and_restarted_gives_the_same_bytes(tiny, tmp_path):
-    infer(*tiny(tmp_path / 'whole'))
-    arguments = tiny(tmp_path / 'killed', '--num_workers', 1)
-    process = subprocess.Popen([sys.executable, REPO / 'contrast_infer.py', *map(str, arguments)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 600
-    while not list((tmp_path / 'killed').glob('crf/[!.]*.png')):
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.005)
-    process.kill()
-    process.communicate(timeout=300)  # its worker process, which holds the same pipes, ends with it
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'killed').glob('crf/[!.]*.png')}
-    assert 0 < len(before) < len(tree_bytes(tmp_path / 'whole')) / 3
-    infer(*arguments)
-    assert tree_bytes(tmp_path / 'killed') == tree_bytes(tmp_path / 'whole')  # so no temporary file is left either
-    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
 
 
 def test_what_is_done_is_skipped_unless_told_otherwise(tiny, tmp_path, capsys):

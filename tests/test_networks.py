@@ -163,7 +163,7 @@ def test_heads_have_the_layers_of_their_parts(parts):
     layers = {'fc8': (5, 7), 'fc_proj': (128, 7), 'f8_3': (4, 5), 'f8_4': (8, 6), 'f9': (12, 15)}
     expected = [name for name in layers
                 if name == 'fc8' or (PROJECTION in parts if name == 'fc_proj' else PCM in parts)]
-    assert net.parts == set(parts) and list(net.from_scratch) == expected
+    assert set(net.parts) == set(parts) and list(net.from_scratch) == expected
     own = [key for key in net.state_dict() if layer(key) not in ('stem', 'second', 'third')]
     assert own == [f'{name}.weight' for name in expected]
     for name in expected:

@@ -1,21 +1,17 @@
 """Several processes and micro-batches compute what one process computes: terms, gradients, steps; how they end."""
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_refused, run_main
-from test_training import wait_for_steps
+from helpers import assert_refused, run_main, torchrun, wait_for_steps
 
 from data.images import image_size
 from data.lists import read_list
 from data.probabilities import save_probabilities
 from engine import checkpoint
 from engine.errors import UserError
-from engine.files import REPO
 from engine.loss_log import read_loss_log
 from engine.parts import Parts, rows_of
 from segmentation import model
@@ -53,14 +49,6 @@ def arguments(toy, affinity_folders, kind, folder, *flags):
     second = [] if kind == 'eps_plain' else ['--view2_size', 32]
     return 'contrast_train', [*common, '--cls_labels', toy.labels, '--crop_size', 48, '--resize_long', 40, 64,
                               '--baseline', kind, *saliency, *second]
-
-
-def torchrun(name, argv, processes=2, **options):
-    """Start a script in several processes, which together are a process group."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes),
-               REPO / f'{name}.py', *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                            **options)
 
 
 def train(name, argv, way):

@@ -7,7 +7,7 @@ from helpers import assert_refused, run_main
 from PIL import Image
 
 from data.cams import read_cams
-from data.images import devkit_photos, image_size, photo_files, read_image
+from data.images import PhotoFolders, devkit_photos, image_size, read_image
 from data.labels import labels_of, read_labels
 from data.lists import read_list
 from data.masks import save_mask
@@ -136,14 +136,14 @@ def test_photos_are_found_under_any_ending(toy, folder, photo):
     (folder.parent / 'list.txt').write_text(''.join(f'/JPEGImages/{name}\n' for name in names))
     ids = read_list(folder.parent / 'list.txt')
     assert ids == ['IMG_1', 'IMG_2', 'IMG_3', 'IMG_4', 'IMG_5', 'a.b', 'my photo (2)']
-    assert [path.name for path in photo_files(ids, folder).values()] == names
+    assert [path.name for path in PhotoFolders((folder,)).need(ids).values()] == names
     assert set(infer(toy, folder, ids)) == set(ids)
 
 
 def test_the_published_name_comes_before_others_of_an_id(folder, photo):
     for name in ('x.png', 'x.JPG', 'x.jpg', 'y.png', 'y.JPG'):
         save(folder / name, photo)
-    assert [path.name for path in photo_files(['x', 'y'], folder).values()] == ['x.jpg', 'y.JPG']
+    assert [path.name for path in PhotoFolders((folder,)).need(['x', 'y']).values()] == ['x.jpg', 'y.JPG']
 
 
 @pytest.mark.parametrize('listed, stored', [
@@ -159,7 +159,7 @@ def test_letters_may_be_composed_or_decomposed(toy, folder, photo, listed, store
 def test_of_two_files_that_look_the_same_the_listed_letters_count(folder, photo):
     for name in (COMPOSED, DECOMPOSED):
         save(folder / f'{name}.jpg', photo)
-    assert {i: path.stem for i, path in photo_files([DECOMPOSED, COMPOSED], folder).items()} == {
+    assert {i: path.stem for i, path in PhotoFolders((folder,)).need([DECOMPOSED, COMPOSED]).items()} == {
         DECOMPOSED: DECOMPOSED, COMPOSED: COMPOSED}
 
 

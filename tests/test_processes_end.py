@@ -3,6 +3,7 @@ import functools
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,18 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import pytest
 import torch
-from helpers import assert_refused, run_main, run_script, tree_bytes
-from test_training import arguments_of, rows_of, wait_for_steps
+from helpers import (
+    assert_nothing_left,
+    assert_refused,
+    children,
+    run_main,
+    run_script,
+    start,
+    tree_bytes,
+    wait_for_steps,
+    wait_until,
+)
+from test_training import arguments_of, rows_of
 
 from data.cams import save_cams
 from data.images import image_size
@@ -22,6 +33,7 @@ from data.lists import read_list
 from engine import checkpoint, cli, files, process
 from engine.errors import UserError
 from engine.files import REPO
+from engine.pending import PendingLosses
 
 SOON = 60  # seconds that an end may take on a busy machine
 
@@ -37,34 +49,6 @@ def last_line(text):
     return text.replace('\r', '\n').strip().splitlines()[-1]
 
 
-def children(pid):
-    """The process ids of a process's children, their children included; but for Python's resource tracker."""
-    found = []
-    for task in os.listdir(f'/proc/{pid}/task'):
-        with open(f'/proc/{pid}/task/{task}/children') as file:
-            found += [int(text) for text in file.read().split()]
-    return [pid for child in found for pid in (child, *children(child))]
-
-
-def is_tracker(pid):
-    with open(f'/proc/{pid}/cmdline') as file:
-        return 'resource_tracker' in file.read()
-
-
-def start(name, argv, **options):
-    """Start a script."""
-    return subprocess.Popen([sys.executable, REPO / f'{name}.py', *map(str, argv)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, **options)
-
-
-def assert_nothing_left(pids):
-    """None of these processes runs any more, or will in a moment."""
-    end = time.monotonic() + 10
-    while left := [pid for pid in pids if os.path.exists(f'/proc/{pid}')]:
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
-
-
 # ---------------------------------------------------------------- which exception is which want
 
 @pytest.mark.parametrize('error, what, remedy', [
@@ -78,6 +62,8 @@ def assert_nothing_left(pids):
     (RuntimeError('Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\nRuntimeError: unable to '
                   'allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)'), 'shared memory',
      '0 needs none'),
+    (RuntimeError('[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:33671: Connection '
+                  'reset by peer. This is typically caused by a remote worker hanging'), 'another process', 'goes on'),
     (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), 'GPU memory', '--amp bf16'),
     (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate'), 'GPU memory', '--batch_size'),
     (RuntimeError('CUDA error: out of memory'), 'GPU memory', '--amp bf16'),
@@ -218,7 +204,7 @@ def test_a_killed_loading_worker_is_one_line_and_the_run_resumes(command, tmp_pa
     argv = command('--num_workers', 1, '--max_epoches', 40, '--save_every', 2)
     run = start('contrast_train', argv)
     wait_for_steps(run, tmp_path / 'run.losses.jsonl', 3)
-    workers = [pid for pid in children(run.pid) if not is_tracker(pid)]
+    workers = children(run.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, said = run.communicate(timeout=SOON)
     assert run.returncode == 2
@@ -249,11 +235,8 @@ def test_a_killed_crf_worker_is_one_line_and_the_same_command_goes_on(toy, cams,
     argv = ['--voc12_root', toy.root, '--infer_list', toy.train, '--cam_dir', cams, '--crf_iters', 1000,
             '--out_crf', tmp_path / 'crf', '--num_workers', 2]
     run = start('aff_prepare', argv)
-    end = time.monotonic() + 200
-    while not list(tmp_path.glob('crf/24.00/[!.]*.npy')):
-        assert run.poll() is None and time.monotonic() < end, run.communicate()
-        time.sleep(0.01)
-    workers = [pid for pid in children(run.pid) if not is_tracker(pid)]
+    wait_until(run, lambda: list(tmp_path.glob('crf/24.00/[!.]*.npy')))
+    workers = children(run.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, said = run.communicate(timeout=SOON)
     assert run.returncode == 2
@@ -283,8 +266,8 @@ def test_a_full_disk_at_the_checkpoint_is_one_line_and_the_older_one_stays_whole
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.setattr(checkpoint, 'save_tensors', save_on_a_full_disk)
     message = assert_refused(capsys, 'contrast_train', *command())
-    assert message == (f'error: {tmp_path}/run{suffix}: cannot be written (No space left on device); free space or '
-                       'choose another folder')
+    assert message == (f'error: {tmp_path}/run{suffix}: cannot be written (File too large); free space or choose '
+                       'another folder')  # the limit's word for a full disk
     assert checkpoint.read_checkpoint(tmp_path / 'run.ckpt')['step'] == (10 if suffix == '.ckpt' else 24)
     assert not list(tmp_path.glob('.*'))
     monkeypatch.setattr(checkpoint, 'save_tensors', save)
@@ -294,10 +277,24 @@ def test_a_full_disk_at_the_checkpoint_is_one_line_and_the_older_one_stays_whole
 
 def test_a_full_disk_at_the_loss_log_is_one_line(command, tmp_path, capsys, monkeypatch):
     def full(*_):
-        raise OSError(28, 'No space left on device', str(tmp_path / 'run.losses.jsonl'))
-    monkeypatch.setattr('engine.loss_log.LossLog.write', full)
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('engine.loss_log.check_finite', full)  # while the log is open
     message = assert_refused(capsys, 'contrast_train', *command())
-    assert message == f'error: {tmp_path}/run.losses.jsonl: is full; free space, or choose another folder'
+    assert message == (f'error: {tmp_path}/run.losses.jsonl: cannot be written (No space left on device); free space '
+                       'or choose another folder')
+
+
+def test_a_folder_that_vanishes_in_training_is_one_line(command, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / 'session'
+    read = PendingLosses.fetch
+
+    def vanish(losses):
+        shutil.rmtree(folder, ignore_errors=True)
+        return read(losses)
+    monkeypatch.setattr(PendingLosses, 'fetch', vanish)
+    message = assert_refused(capsys, 'contrast_train', *command('--session_name', folder / 'run'))
+    assert message == (f'error: {folder}/run.losses.jsonl: cannot be written (No such file or directory); free space '
+                       'or choose another folder')
 
 
 # ---------------------------------------------------------------- two processes on one folder

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY
-from helpers import assert_refused, run_main, script, tree_bytes
-from test_parts import torchrun
+from helpers import assert_refused, run_main, script, torchrun, tree_bytes
 
 from data.lists import read_list, save_list
 from engine import outputs, ranks

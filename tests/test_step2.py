@@ -1,10 +1,7 @@
-"""Step 2's scripts from end to end: golden chain, bytes after a kill, mistakes of users, a full disk."""
+"""Step 2's scripts from end to end: golden chain, mistakes of users, a full disk."""
 import json
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -23,7 +20,7 @@ from data.probabilities import check_alphas, read_probabilities, save_probabilit
 from data.transforms import denormalise, random_offset
 from engine.crf_workers import WalkSettings, write_pseudo_mask
 from engine.errors import UserError
-from engine.files import REPO, read_npy, save_npy
+from engine.files import read_npy, save_npy
 from network.resnet38_aff import Net
 from tool import crf
 from tool.metrics import IGNORE
@@ -32,34 +29,6 @@ from voc12.classes import VOC
 PHOTOS = ('2011_000001', '2011_000002')
 DEVKIT = GOLDEN / 'voc' / 'VOC2012'
 TINY = 1 / 16
-
-# Runs a script until it means to rename its n-th finished file into place, and kills it there.
-KILLED = """
-import os, runpy, signal, sys
-left, rename = int(sys.argv[1]), os.replace
-def replace(*paths):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(*paths)
-os.replace = replace
-del sys.argv[:2]
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
-
-
-def run_killed(name, count, *argv):
-    """Run a script as a process of its own, which dies by SIGKILL after writing `count` files."""
-    command = [sys.executable, '-c', KILLED, str(count), REPO / f'{name}.py', *map(str, argv)]
-    process = subprocess.run(command, capture_output=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
-
-
-def finished(folder, suffix=''):
-    """tree_bytes without the temporary file that a killed run leaves."""
-    return {path: data for path, data in tree_bytes(folder, suffix).items() if not path.name.startswith('.')}
-
 
 # ---------------------------------------------------------------- golden chain
 
@@ -110,13 +79,11 @@ def test_aff_infer_makes_the_golden_masks(photo_argv, tmp_path):
 
 # ---------------------------------------------------------------- toy chain
 
-@pytest.fixture(scope='module')
-def chain(toy, tmp_path_factory):
-    """The toy set with blurred ground truth for CAMs, their CRFs, and random weights of AffinityNet. Not to be changed.
+def make_chain(toy, folder):
+    """Blurred ground truth of the toy set for CAMs, their CRFs, and random weights of AffinityNet.
 
-    Returns the folder: cam/, crf/4.00, crf/24.00, aff.pth.
+    Fills and returns the folder: cam/, crf/4.00, crf/24.00, aff.pth.
     """
-    folder = tmp_path_factory.mktemp('step2')
     (folder / 'cam').mkdir()
     for i in read_list(toy.train):
         mask = read_mask(toy.root / 'SegmentationClass' / f'{i}.png')
@@ -127,6 +94,12 @@ def chain(toy, tmp_path_factory):
     torch.save(Net(TINY).state_dict(), folder / 'aff.pth')
     run_main('aff_prepare', *prepare_argv(toy, folder), '--out_crf', folder / 'crf')
     return folder
+
+
+@pytest.fixture(scope='module')
+def chain(toy, tmp_path_factory):
+    """The folder of make_chain. Not to be changed."""
+    return make_chain(toy, tmp_path_factory.mktemp('step2'))
 
 
 def prepare_argv(toy, folder):
@@ -181,26 +154,6 @@ def test_processes_write_the_same_bytes_and_done_images_are_skipped(toy, chain, 
     assert (tmp_path / '24.00' / second).exists()
     run_main('aff_prepare', *argv, '--overwrite')
     assert tree_bytes(tmp_path) == tree_bytes(chain / 'crf')
-
-
-@pytest.mark.long
-def test_aff_prepare_killed_and_restarted_writes_the_same_bytes(toy, chain, tmp_path):
-    argv = [*prepare_argv(toy, chain), '--out_crf', tmp_path]
-    run_killed('aff_prepare', 7, *argv)  # two run.json, then between the two alphas of the third image
-    assert len(finished(tmp_path, '.npy')) == 5
-    run_main('aff_prepare', *argv)
-    assert finished(tmp_path) == tree_bytes(chain / 'crf')
-
-
-@pytest.mark.long
-def test_aff_infer_killed_and_restarted_writes_the_same_bytes(toy, chain, tmp_path):
-    whole, rw = tmp_path / 'whole', tmp_path / 'rw'
-    run_main('aff_infer', *infer_argv(toy, chain), '--out_rw', whole, '--out_rw_npy', whole)
-    argv = [*infer_argv(toy, chain), '--out_rw', rw, '--out_rw_npy', rw]
-    run_killed('aff_infer', 6, *argv)
-    assert len(finished(rw)) == 6  # run.json, and the files of three images but one
-    run_main('aff_infer', *argv, '--num_workers', 1)
-    assert finished(rw) == tree_bytes(whole)
 
 
 def test_every_flag_of_aff_infer_changes_the_masks(toy, chain, tmp_path):
@@ -270,20 +223,6 @@ def test_training_lowers_the_loss_and_logs_its_terms(trained):
     assert rows[0]['loss'] == pytest.approx(bg / 4 + fg / 4 + neg / 2, rel=1e-5)
     assert np.mean([row['loss'] for row in rows[-4:]]) < np.mean([row['loss'] for row in rows[:4]])
     assert trained.with_suffix('.affinity.png').stat().st_size > 1000
-
-
-@pytest.mark.long
-def test_training_killed_and_resumed_ends_with_the_same_weights(toy, chain, trained, tmp_path):
-    session = tmp_path / 'aff'
-    argv = [*train_argv(toy, chain, session), *LONGER]
-    run_killed('aff_train', 4, *argv)  # the loss log, the description, two checkpoints
-    assert session.with_suffix('.ckpt').exists()
-    assert not session.with_suffix('.pth').exists()
-    run_main('aff_train', *argv, '--resume')
-    first, second = (torch.load(path.with_suffix('.pth'), weights_only=True) for path in (trained, session))
-    assert first.keys() == second.keys()
-    for key in first:
-        assert torch.equal(first[key], second[key]), key
 
 
 def test_validation_uses_the_images_that_have_labels(toy, chain, tmp_path, capsys):

@@ -1,24 +1,19 @@
-"""contrast_train.py and engine/training.py: schedule, logs, resuming after kill -9 and SIGTERM, what is refused."""
+"""contrast_train.py and engine/training.py: schedule, logs, resuming after SIGTERM, what is refused."""
 import functools
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from importlib import metadata
 
 import pytest
 import torch
-from helpers import assert_refused, run_flags, run_main, script, tree_bytes
+from helpers import assert_refused, run_flags, run_main, script, start, tree_bytes, wait_for_steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from engine import checkpoint, cli
 from engine.errors import UserError
-from engine.files import REPO
 from engine.loss_log import read_loss_log
 from engine.training import Run
 from network.resnet38_contrast import Net
@@ -76,42 +71,10 @@ def uninterrupted(toy, tmp_path_factory):
     return (folder / 'run.losses.jsonl').read_bytes()
 
 
-def start(arguments):
-    """Start a run in a process group of its own."""
-    return subprocess.Popen([sys.executable, REPO / 'contrast_train.py', *map(str, arguments)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for_steps(process, log, steps, patience=600):
-    """Return once the log of a running process holds so many steps."""
-    end = time.monotonic() + patience
-    while not (log.exists() and log.read_bytes().count(b'\n') >= steps):
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.005)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize('workers', [0, 1])
-def test_killed_and_resumed_is_never_interrupted_to_the_last_digit(command, tmp_path, uninterrupted, workers):
-    arguments = command('--num_workers', workers)
-    log = tmp_path / 'run.losses.jsonl'
-    steps, delay = random.randrange(1, STEPS - 8), random.uniform(0, 0.2)  # any moment will do
-    process = start(arguments)
-    wait_for_steps(process, log, steps)
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not (tmp_path / 'run.pth').exists()
-    train(*arguments, '--resume')
-    assert log.read_bytes() == uninterrupted, f'killed {delay:.3f} s after step {steps}'
-    assert (tmp_path / 'run.pth').exists()
-    assert not list(tmp_path.glob('.*'))
-
-
 @pytest.mark.long
 def test_sigterm_saves_says_so_and_can_be_resumed(command, tmp_path, uninterrupted):
     arguments = command('--save_every', 0, '--num_workers', 1)
-    process = start(arguments)
+    process = start('contrast_train', arguments)
     wait_for_steps(process, tmp_path / 'run.losses.jsonl', 2)
     os.killpg(process.pid, signal.SIGTERM)  # as a cluster ends a job: the loading process gets it too
     _, stderr = process.communicate(timeout=300)
@@ -330,6 +293,16 @@ def test_the_checkpoint_holds_all_settings_and_its_format(command, tmp_path):
         assert state['settings'][name] == value, name
     for name in ('model', 'optimizer', 'scheduler', 'scaler', 'random'):
         assert state[name] is not None, name
+
+
+def test_the_same_weights_are_the_same_file_whoever_writes_it(tmp_path, monkeypatch):
+    path, weights = tmp_path / 'run.pth', {'weight': torch.arange(3.)}
+    checkpoint.save_tensors(path, weights)
+    written = path.read_bytes()
+    monkeypatch.setattr(os, 'getpid', lambda: 1)
+    checkpoint.save_tensors(path, weights)
+    assert path.read_bytes() == written
+    assert torch.load(path, weights_only=True)['weight'].tolist() == [0, 1, 2]
 
 
 def test_no_warning_for_a_batch_of_eight_or_without_contrast(command, tmp_path, capsys):

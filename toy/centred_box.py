@@ -12,7 +12,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, wha
 
 import numpy as np
 
-from data.images import image_folder, image_size, photo_files
+from data.images import devkit_photos, image_size
 from data.labels import labels_of, read_labels
 from data.lists import read_list
 from data.masks import save_mask
@@ -34,7 +34,7 @@ def main(args):
     ids = read_list(args.list, '--list')
     labels = labels_of(ids, read_labels(args.cls_labels, VOC.num_foreground), args.cls_labels)
     folder = files.out_dir(args.out, '--out')
-    photos = photo_files(ids, image_folder(args.voc12_root))
+    photos = devkit_photos(args.voc12_root).need(ids)
     for name, label in progress(zip(ids, labels), 'boxes', len(ids)):
         box = centred_box(image_size(photos[name]), int(label.argmax()) + 1 if label.any() else 0)
         save_mask(folder / f'{name}.png', box, VOC.palette)

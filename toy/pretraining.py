@@ -9,7 +9,8 @@ from torch import nn
 
 from data.crop import CropWindow
 from data.transforms import normalise
-from engine import files, parallel
+from engine import parallel
+from engine.checkpoint import save_tensors
 from network import weights
 from network.resnet38d import BLOCKS, FrozenResNet38, ResNet38
 from tool import cam, metrics
@@ -207,8 +208,7 @@ def save_half(backbone, path):
     """Write a backbone's state dict, floating-point tensors as float16."""
     state = {key: value.half() if value.is_floating_point() else value.clone()
              for key, value in backbone.state_dict().items()}
-    with files.atomic(path) as temporary:
-        torch.save(state, temporary)
+    save_tensors(path, state)
 
 
 def pretrain(args):
