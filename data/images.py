@@ -75,7 +75,7 @@ def found_files(ids, folder, suffixes):
     be written in composed letters (é) and its file in decomposed ones (e + accent), as macOS archives them, or the
     other way round: they look the same. A file that is called `<id><suffix>` to the letter comes before all others.
     """
-    same, alike = {}, {}  # the best file of a stem to the letter, and of those that look like it
+    folder, same, alike = Path(folder), {}, {}  # the best file of a stem to the letter, and of those that look like it
     for name in _listing(folder):
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in suffixes:
@@ -83,7 +83,7 @@ def found_files(ids, folder, suffixes):
             same[stem] = min(rank, same.get(stem, rank))
             alike[_composed(stem)] = min(rank, alike.get(_composed(stem), rank))
     found = {i: same.get(i) or alike.get(_composed(i)) for i in ids}
-    return {i: Path(folder) / rank[-1] for i, rank in found.items() if rank}
+    return {i: folder / rank[-1] for i, rank in found.items() if rank}
 
 
 def _composed(text):

@@ -33,7 +33,7 @@ def read_labels(path, num_foreground):
     except (ValueError, TypeError) as error:
         raise UserError(path, f'holds a label that is no array of numbers ({error})', redo) from error
     for key, label in labels.items():
-        if len(label) != num_foreground or not np.isin(label, (0, 1)).all():
+        if len(label) != num_foreground or not ((label == 0) | (label == 1)).all():
             raise UserError(path, f'label of {key} is not {num_foreground} values of 0 or 1', redo)
     return labels
 

@@ -13,7 +13,8 @@ class Photos(Dataset):
 
     def __init__(self, ids, photos, convert_rgb=False):
         self.ids, self.convert_rgb = ids, convert_rgb
-        self.paths = photos.need(ids)
+        # As text: a Path takes five times the memory, in each process that loads images.
+        self.paths = {name: str(path) for name, path in photos.need(ids).items()}
 
     def __len__(self):
         return len(self.ids)

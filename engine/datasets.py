@@ -7,6 +7,7 @@ from data.classification import LabelledImages, SalientImages
 from data.photo_check import check_photo
 from engine.errors import UserError
 from engine.parallel import progress
+from engine.ranks import Shard, rank, world_size
 from engine.validation import validation_ids
 
 
@@ -14,12 +15,13 @@ def check_photos(dataset, title):
     """Look at all photos of a data set (data.photos.Photos) before the first step. title: of the progress bar.
 
     UserError naming the first photo that is broken, too small or not RGB, and how many there are. Items of photos that
-    EXIF turns are loaded whole: files made from them by a program that ignores EXIF have another size.
+    EXIF turns are loaded whole: files made from them by a program that ignores EXIF have another size. Of several
+    processes each looks at its share.
     """
     problems, turned = [], []
-    for index, name in enumerate(progress(dataset.ids, title)):
+    for index in progress(Shard(rank(), world_size()).of(range(len(dataset))), title):
         try:
-            if check_photo(dataset.paths[name], dataset.convert_rgb):
+            if check_photo(dataset.paths[dataset.ids[index]], dataset.convert_rgb):
                 turned.append(index)
         except UserError as error:
             problems.append(error)

@@ -121,6 +121,14 @@ def to_device(net, device, amp):
     return net.to(device, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
+def arrays(*tensors):
+    """NumPy arrays of tensors, for which a GPU is waited for once: each plain copy to the host would wait by itself."""
+    copies = [tensor.to('cpu', non_blocking=True) for tensor in tensors]
+    for device in {tensor.device for tensor in tensors if tensor.device.type == 'cuda'}:
+        torch.cuda.current_stream(device).synchronize()
+    return [copy.numpy() for copy in copies]
+
+
 def device_name(device):
     """Words for a torch.device: the card's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else runinfo.processor()

@@ -92,8 +92,10 @@ def evaluate_masks(ids, predict_dir, gt_dir, classes, num_workers=0):
     UserError: missing or malformed file, shapes that differ, labels out of range.
     """
     work = prepared(workers.count_mask, ids, predict_dir, '.png', gt_dir, classes)
-    counts, pixels = zip(*parallel.map_images(work, ids, num_workers, 'evaluate'))
-    return Evaluation(classes, len(ids), sum(counts)[None], sum(pixels))
+    counts, pixels = 0, 0
+    for found, size in parallel.each_image(work, ids, num_workers, 'evaluate'):
+        counts, pixels = counts + found, pixels + size
+    return Evaluation(classes, len(ids), counts[None], pixels)
 
 
 def evaluate_cams(ids, predict_dir, gt_dir, classes, thresholds=metrics.CURVE, num_workers=0):
@@ -104,7 +106,7 @@ def evaluate_cams(ids, predict_dir, gt_dir, classes, thresholds=metrics.CURVE, n
     thresholds = tuple(sorted(set(thresholds)))
     work = prepared(workers.count_cams, ids, predict_dir, '.npy', gt_dir, classes, thresholds=thresholds)
     histogram, pixels = np.zeros((classes.num_classes, classes.num_foreground, len(thresholds) + 1), np.int64), 0
-    for labels, present, counts, size in parallel.map_images(work, ids, num_workers, 'evaluate'):
+    for labels, present, counts, size in parallel.each_image(work, ids, num_workers, 'evaluate'):
         histogram[np.ix_(labels, present)] += counts
         pixels += size
     return Evaluation(classes, len(ids), metrics.curve_confusions(histogram), pixels, np.array(thresholds))

@@ -12,16 +12,24 @@ from engine.files import save_text, writing
 
 
 def read_loss_log(path):
-    """The rows of a loss log: [{'step': int, 'loss': float, <term>: float, …}]. [] where there is none.
+    """The rows of a loss log, a list of what loss_rows yields."""
+    return list(loss_rows(path))
+
+
+def loss_rows(path):
+    """Yield the rows of a loss log: {'step': int, 'loss': float, <term>: float, …}; nothing where there is no file.
 
     A last line cut short by a kill is dropped: its step is made again.
     """
-    rows = []
-    with contextlib.suppress(FileNotFoundError):
-        for text in Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
+    if not Path(path).exists():
+        return
+    with open(path, encoding='utf-8', errors='replace') as log:
+        for text in log:
+            row = None
             with contextlib.suppress(ValueError, RecursionError):
-                rows.append(json.loads(text))
-    return [row for row in rows if isinstance(row, dict) and 'step' in row]
+                row = json.loads(text)
+            if isinstance(row, dict) and 'step' in row:
+                yield row
 
 
 class LossLog:
@@ -34,7 +42,7 @@ class LossLog:
     def __init__(self, path, step, writer):
         self.path, self.writer = path or os.devnull, writer
         if path:
-            save_text(path, ''.join(json.dumps(row) + '\n' for row in read_loss_log(path) if row['step'] < step))
+            save_text(path, ''.join(json.dumps(row) + '\n' for row in loss_rows(path) if row['step'] < step))
 
     def write(self, rows, advice):
         """Append rows [(step, {'loss' or term: value})].

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from engine.ranks import is_main
 
+AHEAD = 32  # calls that wait for each process of each_image: a slow one among them keeps no other process idle
+
 
 def _start_worker():
     """Worker start-up: one thread per process; with a process per core, further threads would compete for the cores."""
@@ -45,23 +47,39 @@ def progress(iterable=None, desc=None, total=None, unit='image', **kwargs):
 
 
 def map_images(function, items, workers, desc):
-    """[function(item) for item in items], over `workers` processes (0: in this one), in order, under a progress bar.
+    """The list of what each_image yields."""
+    return list(each_image(function, items, workers, desc))
+
+
+def each_image(function, items, workers, desc):
+    """Yield function(item) of each item, in order, over `workers` processes (0: in this one), under a progress bar.
 
     function must be importable (top level of a module). The first exception stops the work and is raised here;
-    items that were finished keep what they wrote.
+    items that were finished keep what they wrote. Only AHEAD calls a process wait: memory does not grow with the list.
     """
     items = list(items)
     if workers == 0 or len(items) < 2:
         with progress(items, desc) as bar:  # closes the bar first, so that an error message starts on its own line
-            return [function(item) for item in bar]
+            yield from map(function, bar)
+        return
     with executor(min(workers, len(items))) as pool:
-        futures = [pool.submit(function, item) for item in items]
         try:
-            with progress(futures, desc) as bar:
-                return [future.result() for future in bar]
+            with progress(_results(pool, function, items, AHEAD * workers), desc, len(items)) as bar:
+                yield from bar
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _results(pool, function, items, most):
+    """Yield function(item) of each item from a pool, in order; at most `most` calls wait."""
+    pending = collections.deque()
+    for item in items:
+        if len(pending) == most:
+            yield pending.popleft().result()
+        pending.append(pool.submit(function, item))
+    while pending:
+        yield pending.popleft().result()
 
 
 class WorkerPool:

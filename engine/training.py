@@ -216,7 +216,9 @@ class Run:
         """Write <session>.ckpt, once the losses so far and the weights are known to be finite (UserError)."""
         self.read_losses()
         # A step whose losses were finite can have spoilt the weights: the older checkpoint is then the better one.
-        spoilt = [name for name, value in self.net.state_dict().items() if not value.isfinite().all()]
+        state = self.net.state_dict()
+        finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()  # a GPU is waited for once
+        spoilt = [name for name, is_finite in zip(state, finite) if not is_finite]
         if spoilt:
             raise UserError('weights', f'not finite after step {self.step - 1}: {spoilt[0]}', self._way_on())
         self.checkpoint.save(self.step, self.epoch)

@@ -39,7 +39,7 @@ class TrainingViews:
         start, made = random_state(device), []
         with torch.no_grad():
             for part in self.parts.of(batch):
-                made.append((*contrast.comparable(*self._both(part)), part['label'].to(device)))
+                made.append((*contrast.comparable(*self._both(part)), part['label'].to(device, non_blocking=True)))
             self.ahead = self._pools(*(torch.cat(maps) for maps in zip(*made)))
         self.parts.end_with(random_state(device))
         set_random_state(start, device)

@@ -2,7 +2,7 @@
 import torch
 
 from engine.crf_workers import write_segmentation
-from engine.device import autocast
+from engine.device import arrays, autocast
 from engine.loading import single_items
 from engine.parallel import WorkerPool, progress
 from tool.cam import resize
@@ -47,6 +47,7 @@ def segment(net, dataset, config, output, device, args, title):
         for item in progress(single_items(dataset, min(LOADERS, args.num_workers), device), title, len(dataset)):
             single, multi = logits(net, item['scaled'], item['pixels'].shape[:2], config, device, args.amp)
             scores = {'single': single, 'multi': multi} if 'single' in output.folders else {'multi': multi}
-            probabilities = {name: value.softmax(0).cpu().numpy() for name, value in scores.items()}
-            workers.submit(write_segmentation, output, item['name'], item['pixels'], probabilities,
-                           multi.half().cpu().numpy() if output.logits else None)
+            *probabilities, kept = arrays(*(value.softmax(0) for value in scores.values()),
+                                          multi.half() if output.logits else torch.empty(0))
+            workers.submit(write_segmentation, output, item['name'], item['pixels'], dict(zip(scores, probabilities)),
+                           kept if output.logits else None)

@@ -12,7 +12,7 @@ from engine import cli, runinfo
 from engine.cams import photo_cams
 from engine.crf_engine import CrfEngine, chosen_engine
 from engine.crf_workers import SeedSettings
-from engine.device import autocast, choose_precision, select_device, to_device
+from engine.device import arrays, autocast, choose_precision, select_device, to_device
 from engine.errors import UserError
 from engine.networks import network_for_inference
 from network import deeplab, names
@@ -102,7 +102,9 @@ class OfDeepLab(Predictor):
     def look(self, pixels):
         """Probabilities, float32 (C, h, w)."""
         image = segmentation.normalise(pixels)
-        scaled = [segmentation.at_scale(image, scale) for scale in inference.scales_of(self.config.TEST_MULTISCALE)]
+        # All scales go to the device before the network starts: a copy from ordinary memory would wait for it.
+        scaled = [segmentation.at_scale(image, scale).to(self.device)
+                  for scale in inference.scales_of(self.config.TEST_MULTISCALE)]
         logits = inference.logits(self.net, scaled, pixels.shape[:2], self.config, self.device, self.args.amp)[1]
         return logits.softmax(0).cpu().numpy()
 
@@ -126,15 +128,19 @@ class OfStep1(Predictor):
 
     def look(self, pixels):
         """A prediction.Cams. The classifier scores the photo at its own scale, without the flip."""
+        # As in OfDeepLab.look.
+        images = {scale: transforms.at_scale(pixels, scale).to(self.device) for scale in {1, *self.args.scales}}
         with torch.inference_mode():
             with autocast(self.device, self.args.amp):
-                logits = self.net.class_logits(transforms.at_scale(pixels, 1)[None].to(self.device))
-            scores = logits[0].float().sigmoid().cpu().numpy()
-            present = np.flatnonzero(scores >= self.args.class_score) if self.named is None else self.named
-            scaled = (transforms.at_scale(pixels, scale) for scale in self.args.scales)
+                logits = self.net.class_logits(images[1][None])
+            scores, present = logits[0].float().sigmoid(), self.named
+            if present is None:
+                scores = scores.cpu()
+                present = np.flatnonzero(scores.numpy() >= self.args.class_score)
+            scaled = (images[scale] for scale in self.args.scales)
             cams = photo_cams(self.net, self.recipe, pixels, scaled, torch.from_numpy(present), self.device,
                               self.args.amp)
-        return prediction.Cams(present, cams.cpu().numpy(), scores)
+        return prediction.Cams(present, *arrays(cams, scores))
 
 
 def class_set(args):

@@ -69,9 +69,11 @@ def check(ids, photos, mask_dir, gt_dir, classes, workers, allow_unusual=False):
     paths, truth = photos.need(ids), found_files(ids, gt_dir, ('.png',)) if gt_dir else {}
     read = functools.partial(count_pseudo_mask, mask_dir=mask_dir, classes=classes)
     items = [(name, paths[name], truth.get(name)) for name in ids]
-    pixels, counts = zip(*parallel.map_images(read, items, workers, 'check masks'))
-    empty = sum(not p[1:classes.num_classes].any() for p in pixels)
-    summary = Summary(len(ids), sum(pixels), empty, sum(counts), len(truth))
+    pixels, counts, empty = 0, 0, 0
+    for found, confusion in parallel.each_image(read, items, workers, 'check masks'):
+        pixels, counts = pixels + found, counts + confusion
+        empty += not found[1:classes.num_classes].any()
+    summary = Summary(len(ids), pixels, empty, counts, len(truth))
     refuse(summary, mask_dir, allow_unusual)
     return summary
 

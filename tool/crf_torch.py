@@ -28,10 +28,11 @@ def marginals(image, unaries, absent_energy, absent, settings, device='cpu'):
     fields, labels, height, width = unaries.shape
     device = torch.device(device)
     with torch.autocast(device.type, enabled=False):
+        # Both go to the device before it has work, for which a copy from ordinary memory would wait.
         image = torch.tensor(image, device=device)  # copied: PyTorch warns of arrays that are read-only
+        prior = torch.from_numpy(unaries).to(device).reshape(fields, labels, -1)
         similar = appearance_kernel(image, settings)
         smooth = position_kernel(height, width, settings.axes, settings.gaussian_sxy, settings.gaussian_compat, device)
-        prior = torch.from_numpy(unaries).to(device).reshape(fields, labels, -1)
         if absent:
             prior = torch.cat([prior, prior.new_full((fields, 1, prior.shape[2]), absent_energy)], 1)
         columns = prior.shape[1]
@@ -78,7 +79,7 @@ def normalise(values, fields, times):
 
 def appearance_kernel(image, settings):
     """The bilateral kernel of an image, uint8 tensor (H, W, 3)."""
-    srgb = torch.tensor(settings.bilateral_srgb, dtype=torch.float32, device=image.device)
+    srgb = torch.full((), settings.bilateral_srgb, dtype=torch.float32, device=image.device)
     place = positions(*image.shape[:2], settings.axes, settings.bilateral_sxy, image.device)
     return GaussianKernel(torch.cat([place, image.view(-1, 3).t() / srgb]), settings.bilateral_compat)
 
@@ -92,9 +93,10 @@ def position_kernel(height, width, axes, sxy, weight, device):
 def positions(height, width, axes, sxy, device):
     """Pixel coordinates over sxy: float32 (2, H · W), in the order of `axes`.
 
-    Divided by a tensor: CUDA would multiply by the reciprocal of a number, which may round to another neighbour.
+    Divided by a tensor: CUDA would multiply by the reciprocal of a number, which may round to another neighbour. It is
+    filled on the device, since a copy of a number would wait for what the device is doing.
     """
     rows, columns = torch.meshgrid(torch.arange(height, dtype=torch.float32, device=device),
                                    torch.arange(width, dtype=torch.float32, device=device), indexing='ij')
     both = torch.stack([columns, rows] if axes == 'xy' else [rows, columns]).flatten(1)
-    return both / torch.tensor(sxy, dtype=torch.float32, device=device)
+    return both / torch.full((), sxy, dtype=torch.float32, device=device)

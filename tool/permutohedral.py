@@ -125,7 +125,7 @@ def corner_keys(features):
         turns[block] = sum(each.int() * (d + 1) ** i for i, each in enumerate(turn[1:]))
     low, high = digits.aminmax(dim=1)
     # Room for the corners, which lie up to 1 beside, and for their neighbours, which need not exist.
-    low, spans = (low - 2).tolist(), (high - low + 5).tolist()
+    low, spans = torch.stack([low - 2, high - low + 5]).tolist()  # together: a GPU is waited for
     strides = [math.prod(spans[i + 1:]) for i in range(d)]
     if math.prod(spans) >= INT64_KEYS:
         raise ValueError(f'features spread over {math.prod(spans):.1e} lattice points: divide them by larger widths')
@@ -191,7 +191,7 @@ def splat(pixel, share, starts):
     pixel int32, share float32 (E,): the entries of all points, point by point. starts int64 (M,): see distinct.
     A last row is added, without entries and so always 0: it stands for every point that does not exist.
     """
-    counts = torch.cat([starts, starts.new_tensor([len(pixel)])]).diff()
+    counts = pad(starts, (0, 1), value=len(pixel)).diff()
     pieces = (counts + (LONGEST - 1)).div_(LONGEST, rounding_mode='floor')
     row = torch.repeat_interleave(pieces)
     if len(row) == len(starts):
@@ -214,7 +214,8 @@ def blurs(points, strides, spans):
     """
     missing, device = len(points), points.device
     place = rows = torch.arange(missing, dtype=torch.int32, device=device)  # place: a point's row in the table
-    weights = torch.tensor([.5, 1, .5], device=device).repeat(missing)
+    weights = torch.full((missing, 3), .5, device=device)
+    weights[:, 1] = 1
     starts = pad(torch.arange(missing + 1, dtype=torch.int32, device=device) * 3, (0, 1), value=3 * missing)
     for axis, step in enumerate([sum(strides), *strides]):  # along axis 0 nearest[0] falls and all digits grow
         digit = max(axis - 1, 0)
@@ -227,7 +228,7 @@ def blurs(points, strides, spans):
         columns[1:, 0] = column[:-1].where(linked, missing)
         columns[:-1, 2] = column[1:].where(linked, missing)
         place = torch.empty_like(rows).scatter_(0, order, rows)
-        yield columns.flatten(), weights, starts
+        yield columns.flatten(), weights.flatten(), starts
 
 
 def single(number):
