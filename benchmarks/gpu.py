@@ -39,7 +39,7 @@ PARTS = {part.name: part for part in (
     Part('cams', 1, 'networks:cams'),            # contrast_infer.py on a photo
     Part('published', 2, 'networks:published'),  # the published formulation of both
     Part('batch16', 1, 'networks:batch16'),
-    Part('layouts', 2, 'networks:layouts'),      # channels-last, cudnn.benchmark, TF32 in products
+    Part('layouts', 2, 'networks:layouts'),      # channels-last, cudnn.benchmark, TF32 in products, fused SGD
     Part('compiled', 4, 'networks:compiled'),    # torch.compile
     Part('rates', 1, 'networks:rates'),          # the card's highest rates
     Part('crf', 1, 'cores:crf'),

@@ -3,7 +3,6 @@
 Every function makes its own input and returns a callable without arguments that does the work once.
 """
 import contextlib
-import functools
 import io
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from benchmarks import inputs
 from contrast_infer import SCALES
 from data import transforms
+from engine import cams
 from engine.device import autocast
 from engine.training import parameter_groups
 from tool.affinity import WEIGHTS, affinity_loss, pair_labels
@@ -24,13 +24,16 @@ VIEW2_SIDE = 128
 
 
 class Training:
-    """A network in training, updated as engine.training.Run does: published groups, SGD, scaled gradients for fp16."""
+    """A network in training, updated as engine.training.Run does: published groups, SGD, scaled gradients for fp16.
 
-    def __init__(self, net, device, amp, momentum=5e-4):
+    fused: PyTorch's SGD in one kernel, which the scripts do not use.
+    """
+
+    def __init__(self, net, device, amp, momentum=5e-4, fused=False):
         self.net, self.device, self.amp = net.train(), device, amp
         with contextlib.redirect_stdout(io.StringIO()):  # parameter_groups prints the groups' sizes
             groups = parameter_groups(net, 0.01, 5e-4)
-        self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=momentum)
+        self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=momentum, fused=fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
 
     def update(self, terms, weights):
@@ -45,9 +48,12 @@ class Training:
 
 # ---------------------------------------------------------------- training
 
-def contrast_step(net, device, amp='off', batch=8, crop=448):
-    """A step of contrast_train.py (SEAM + PPC) from a batch on the device. The call returns the terms, unweighted."""
-    recipe, training = RECIPES['seam'], Training(net, device, amp)
+def contrast_step(net, device, amp='off', batch=8, crop=448, fused=False):
+    """A step of contrast_train.py (SEAM + PPC) from a batch on the device. The call returns the terms, unweighted.
+
+    fused: as for Training.
+    """
+    recipe, training = RECIPES['seam'], Training(net, device, amp, fused=fused)
     image, label = inputs.images(batch, crop).to(device), inputs.labels(batch)
 
     def step():
@@ -91,24 +97,20 @@ def on_host(tensor, device):
 def photo_cams(net, device, amp='off', size=inputs.SIZE):
     """contrast_infer.py on a photo of `size` (H, W), from the loader's tensors to the CAMs: float32 (K, H, W)."""
     recipe, net = RECIPES['seam'], net.eval()
-    cams_of = functools.partial(net.cams, revised=recipe.map == 'revised')
-    pairs, present = scaled_pairs(size, device), present_classes()
+    photo, present = inputs.photo(*size), present_classes()
+    scaled = [on_host(image, device) for image in scaled_images(size)]
 
     def infer():
         with torch.inference_mode():
-            scaled = [images.to(device, non_blocking=True) for images in pairs]
-            with autocast(device, amp):
-                cams = recipe.multi_scale_cams(cams_of, scaled, present, size)
-            return cams.cpu().numpy()
+            return cams.photo_cams(net, recipe, photo, scaled, present, device, amp).cpu().numpy()
 
     return infer
 
 
-def scaled_pairs(size, device):
-    """A photo at all scales of contrast_infer.py, each with its flip, as the loader gives it."""
+def scaled_images(size):
+    """A photo at all scales of contrast_infer.py, as the loader gives it: tensors (3, h, w)."""
     photo = inputs.photo(*size)
-    scaled = [transforms.at_scale(photo, scale) for scale in SCALES]
-    return [on_host(torch.stack([image, image.flip(2)]), device) for image in scaled]
+    return [transforms.at_scale(photo, scale) for scale in SCALES]
 
 
 def present_classes():

@@ -52,13 +52,14 @@ class Row:
 class Mode:
     """How a network runs. amp: of the scripts' flag. convolutions, products: TF32 in convolutions (PyTorch's default),
     in matrix products. channels_last: the weights' layout, None as the scripts choose it. tuned: cudnn.benchmark.
-    compiled: the network's forward pass by torch.compile."""
+    compiled: the network's forward pass by torch.compile. fused: SGD in one kernel."""
     amp: str = 'off'
     convolutions: bool = True
     products: bool = False
     channels_last: bool = None
     tuned: bool = False
     compiled: bool = False
+    fused: bool = False
 
 
 FLOAT32, TF32 = 'float32', 'TF32'  # TF32: in convolutions only, which is --amp off on a card that has it
@@ -67,6 +68,8 @@ MODES = {
     'TF32 in products too': Mode(products=True),
     'TF32, channels-last': Mode(channels_last=True), 'bf16, not channels-last': Mode('bf16', channels_last=False),
     'TF32, cudnn.benchmark': Mode(tuned=True), 'bf16, cudnn.benchmark': Mode('bf16', tuned=True),
+    'TF32, fused SGD': Mode(fused=True), 'bf16, fused SGD': Mode('bf16', fused=True),
+    'fp16, fused SGD': Mode('fp16', fused=True),
     'TF32, compiled': Mode(compiled=True), 'bf16, compiled': Mode('bf16', compiled=True)}
 PRECISIONS = FLOAT32, TF32, 'bf16', 'fp16'
 BEST = TF32, 'bf16'  # the precisions of most runs, measured for every network

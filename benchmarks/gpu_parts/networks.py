@@ -50,7 +50,7 @@ def training_rows(part, settings, precisions, batch=8):
 
     def measure(mode):
         step = work.contrast_step(contrast_net(settings, mode, size['width']), settings.place, mode.amp, size['batch'],
-                                  size['crop'])
+                                  size['crop'], mode.fused)
         return speed(step, size['batch'], settings)
 
     for precision in precisions:
@@ -85,9 +85,9 @@ def batch16(settings):
 
 
 def layouts(settings):
-    """Rows with other layouts of weights, with cudnn.benchmark, and with TF32 in products."""
+    """Rows with other layouts of weights, with cudnn.benchmark, with TF32 in products, and with fused SGD."""
     wanted = ('TF32, channels-last', 'bf16, not channels-last', 'TF32, cudnn.benchmark', 'bf16, cudnn.benchmark',
-              'TF32 in products too')
+              'TF32 in products too', 'TF32, fused SGD', 'bf16, fused SGD', 'fp16, fused SGD')
     yield from training_rows('layouts', settings, wanted)
     yield from cam_rows('layouts', settings, ('TF32, channels-last', 'bf16, not channels-last',
                                               'TF32 in products too'))

@@ -16,7 +16,7 @@ from network.heads import PROJECTION_CHANNELS, revise
 from network.resnet38_contrast import Net
 from reference import contrast_loss as published
 from reference import networks, training_image
-from tool.cam import View
+from tool.cam import View, with_flip
 from tool.recipes import RECIPES
 from tool.seam import Target, present_channels
 from voc12.classes import VOC
@@ -181,7 +181,7 @@ def cam_inference(options, width=1.0, size=inputs.SIZE):
     device = torch.device(options.device)
     net = network(width, device).eval()
     ours = work.photo_cams(net, device, size=size)
-    pairs, present = work.scaled_pairs(size, device), work.present_classes()
+    pairs, present = [with_flip(image) for image in work.scaled_images(size)], work.present_classes()
     label = np.isin(np.arange(VOC.num_foreground), present.numpy()).astype(np.float32)
 
     def theirs():
