@@ -1,6 +1,7 @@
 """Loading images for the networks: seeded per image, resumable at any step, users' errors carried across processes."""
 import functools
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -116,10 +117,24 @@ def _shared(item):
 
 def _raising(loader):
     """The batches of a loader; raises a UserError that comes in place of a batch."""
-    for batch in loader:
+    for batch in _iterator(loader):
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _iterator(loader):
+    """iter(loader), without PyTorch's answer to SIGCHLD, the end of a worker.
+
+    It would raise an exception wherever the main thread is, also while that answers another. Without it the loader sees
+    within five seconds that a worker is gone.
+    """
+    if not hasattr(signal, 'SIGCHLD') or threading.current_thread() is not threading.main_thread():
+        return iter(loader)  # where PyTorch does not answer either
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return iterator
 
 
 def _loader(dataset, workers, device, **kwargs):

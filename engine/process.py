@@ -6,7 +6,6 @@ import re
 import select
 import signal
 import sys
-import threading
 import traceback
 
 from engine.errors import UserError
@@ -65,17 +64,10 @@ def end_workers():
     They ignore SIGTERM (engine/loading.py), with which Python would end them, and wait for them, for ever.
     """
     workers = multiprocessing.active_children()
-    if not workers:
-        return
-    # PyTorch answers the end of a worker with an exception in the main thread; these ends are meant.
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main_thread else None
     for worker in workers:
         worker.kill()
     for worker in workers:
         worker.join(PATIENCE)
-    if before is not None:
-        signal.signal(signal.SIGCHLD, before)
 
 
 # ---------------------------------------------------------------- want of resources
@@ -85,8 +77,10 @@ WANTS = [(re.compile(pattern, re.DOTALL), *words) for pattern, *words in (
     (r'shared memory\(shm\)|out of shared memory|unable to \w+.*[</]torch_\d|space left.*multiprocessing.synchronize',
      'shared memory', '/dev/shm has no room for the batches of the worker processes',
      'raise it (Docker: --shm-size 8g), or use fewer --num_workers; 0 needs none'),
-    (r'^BrokenProcessPool|DataLoader worker \(pid.*(killed by signal|exited unexpectedly)', 'worker process',
-     'was ended from outside, most likely because memory ran out',
+    # The last is how a batch fails to come that a killed worker had announced already.
+    (r'^BrokenProcessPool|DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|Pin memory thread exited'
+     r'|^(Connection\w*|EOF|FileNotFound)Error.*multiprocessing.(connection|reduction|resource_sharer)',
+     'worker process', 'was ended from outside, most likely because memory ran out',
      'use fewer --num_workers; the same command goes on where it stopped (a training with --resume)'),
     (r'gloo/transport/', 'another process', 'of this run has ended',
      'see what it said; the same command goes on where it stopped (a training with --resume)'),

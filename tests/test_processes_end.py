@@ -1,6 +1,6 @@
 """A want of resources is one line with its remedy; whatever happens, a script ends soon and leaves no process."""
 import functools
-import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import shutil
@@ -30,7 +30,7 @@ from test_training import arguments_of, rows_of
 from data.cams import save_cams
 from data.images import image_size
 from data.lists import read_list
-from engine import checkpoint, cli, files, process
+from engine import checkpoint, cli, files, loading, process
 from engine.errors import UserError
 from engine.files import REPO
 from engine.pending import PendingLosses
@@ -87,6 +87,29 @@ def test_a_semaphore_without_room_is_a_want_of_shared_memory(monkeypatch):
     with pytest.raises(OSError) as found:
         multiprocessing.get_context('spawn').Lock()
     assert process.want_of_resources(found.value).what == 'shared memory'
+
+
+@pytest.mark.parametrize('ends', [True, False], ids=['in the midst of the answer', 'before'])
+def test_a_batch_of_a_worker_that_is_gone_is_the_end_of_that_worker(tmp_path, ends):
+    """PyTorch fetches a batch that was announced by a connection to the worker that holds it."""
+    address = str(tmp_path / 'worker')
+    fetch = functools.partial(multiprocessing.connection.Client, address)
+    if ends:
+        with multiprocessing.connection.Listener(address) as worker:
+            fetch = fetch().recv
+            worker.accept().close()
+    with pytest.raises((OSError, EOFError)) as found:
+        fetch()
+    assert process.want_of_resources(found.value).what == 'worker process'
+
+
+def test_the_end_of_a_loading_worker_interrupts_nothing():
+    """PyTorch's answer to SIGCHLD would raise an exception wherever the main thread is."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = loading.validation_batches([1, 2], 1, 1, torch.device('cpu'))
+    assert next(batches) == 1
+    assert signal.getsignal(signal.SIGCHLD) == before
+    batches.close()
 
 
 @pytest.mark.parametrize('error', [
@@ -207,7 +230,7 @@ def test_a_killed_loading_worker_is_one_line_and_the_run_resumes(command, tmp_pa
     workers = children(run.pid)
     os.kill(workers[0], signal.SIGKILL)
     _, said = run.communicate(timeout=SOON)
-    assert run.returncode == 2
+    assert run.returncode == 2, said
     assert last_line(said).startswith('error: worker process: was ended from outside, most likely because memory ran '
                                       'out; use fewer --num_workers; the same command goes on')
     assert_nothing_left(workers)
