@@ -7,7 +7,7 @@ from data.classification import LabelledImages, SalientImages
 from data.photo_check import check_photo
 from engine.errors import UserError
 from engine.parallel import progress
-from engine.ranks import Shard, rank, world_size
+from engine.ranks import own_shard
 from engine.validation import validation_ids
 
 
@@ -19,7 +19,7 @@ def check_photos(dataset, title):
     processes each looks at its share.
     """
     problems, turned = [], []
-    for index in progress(Shard(rank(), world_size()).of(range(len(dataset))), title):
+    for index in progress(own_shard(None).of(range(len(dataset))), title):
         try:
             if check_photo(dataset.paths[dataset.ids[index]], dataset.convert_rgb):
                 turned.append(index)
