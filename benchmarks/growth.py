@@ -67,7 +67,7 @@ def measure(options):
     Seconds are those of a whole call.
     """
     curves = [in_child(measure_curve, index, options) for index in range(len(CURVES))]
-    return curves + [worker_curve(options)]
+    return curves + ([worker_curve(options)] if machine.cores() > 1 else [])
 
 
 def measure_curve(index, options):
@@ -111,7 +111,7 @@ def worker_curve(options):
     size = (94, 125) if options.quick else inputs.SIZE
     with tempfile.TemporaryDirectory() as folder:
         images = [write_image(Path(folder), n, size) for n in range(2 * max(WORKERS))]
-        points = [(n, in_child(seconds_with, n, images)) for n in WORKERS if n <= max(2, machine.cores())]
+        points = [(n, in_child(seconds_with, n, images)) for n in WORKERS if n <= machine.cores()]
     return with_exponents({'title': f'aff_prepare, {len(images)} images', 'axis': 'worker processes', 'ours': points,
                            'published': []})
 

@@ -3,20 +3,21 @@ import math
 import os
 import platform
 import statistics
+import textwrap
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks import floor, projection
-from engine import files, runinfo
+from engine import files, machine, runinfo
 
 PACKAGES = 'torch', 'torchvision', 'numpy', 'scipy', 'pydensecrf2'
-HOW = """\
-The published side is `reference/`: the arithmetic of the published code written anew from its description,
-loops and copies included, and compared with golden files in `tests/`. Both sides get the same inputs and alternate in
-one process; their results are compared at every run. Times are medians, a ratio is the median over pairs (published
-over ours). Peak memory is what a first call adds to its process, each side in a fresh one. Floor: the least arithmetic
-or memory traffic of our formulation at the rates above."""
+HOW = ('The published side is `reference/`: the arithmetic of the published code written anew from its description, '
+       'loops and copies included, and compared with golden files in `tests/`. Both sides get the same inputs and '
+       'alternate in one process; their results are compared at every run. Times are medians, a ratio is the median '
+       'over pairs (published over ours). Peak memory is what a first call adds to its process, each side in a fresh '
+       'one. Floor: the least arithmetic or memory traffic of our formulation at the rates above.')
+WIDTH = 120  # columns of RESULTS.md, but for its tables
 BUSY = 0.7  # load average above which the machine counts as busy with other work
 
 
@@ -24,7 +25,7 @@ def describe(args):
     """What is measured where: a JSON-ready dict. Call it first: the benchmark's own work raises the load."""
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
     return runinfo.describe(vars(args)) | {
-        'platform': f'{platform.system()} {platform.machine()}', 'processor': processor(), 'cores': os.cpu_count(),
+        'platform': f'{platform.system()} {platform.machine()}', 'processor': processor(), 'cores': machine.cores(),
         'threads': args.threads, 'load_before': load}
 
 
@@ -68,12 +69,21 @@ def write(out, info, stages, results, curves):
     files.save_json(out / 'results.json', {'info': info, 'stages': results, 'growth': curves, 'projection': hours})
     parts = [header(info), stage_table(stages, results, info), profile_table(stages, results), growth_table(curves),
              hours_table(hours)]
-    files.save_text(out / 'RESULTS.md', '\n\n'.join(part for part in parts if part) + '\n')
+    lines = '\n\n'.join(part for part in parts if part).splitlines()
+    files.save_text(out / 'RESULTS.md', '\n'.join(map(wrapped, lines)) + '\n')
     if any('wall_ratio' in result for result in results):
         save(out / 'results.png', ratio_chart(stages, results))
     if curves:
         save(out / 'growth.png', growth_chart(curves))
     print(f'wrote {out / "RESULTS.md"}')
+
+
+def wrapped(line):
+    """A line of Markdown at WIDTH columns; rows of tables stay whole."""
+    if line.startswith('|'):
+        return line
+    return textwrap.fill(line, WIDTH, subsequent_indent='  ' * line.startswith('- '), break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def header(info):
@@ -83,9 +93,10 @@ def header(info):
     packages = ', '.join(f'{name} {info["packages"][name]}' for name in PACKAGES)
     lines = [
         '# Every stage beside the published formulation', '',
-        f'`{command}`, {info["time"]}, commit {info["git_commit"]}, on {info["processor"]}, {info["cores"]} cores, '
-        f'{info["threads"]} threads of PyTorch; {info["platform"]}; Python {info["python"]}, {packages}; float32.']
-    for name in ('one core', 'all cores'):
+        f'`{command}`, {info["time"]}, commit {info["git_commit"]}, on {info["processor"]}; '
+        f'cores that it could use: {info["cores"]}, threads of PyTorch: {info["threads"]}; {info["platform"]}; '
+        f'Python {info["python"]}, {packages}; float32.']
+    for name in ('one core', 'all cores')[:1 if info['threads'] == 1 else 2]:
         lines.append(f'Rate of {name}: {rates[name]["flops"] / 1e9:.0f} GFLOP/s (matrix product or convolution), '
                      f'{rates[name]["bytes"] / 1e9:.1f} GB/s (copy).')
     lines += ['', HOW]

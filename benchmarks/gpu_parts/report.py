@@ -1,12 +1,11 @@
 """Rows as one JSON and one Markdown table, with the card, its driver and cuDNN."""
 import dataclasses
 import math
-import os
 import subprocess
 
 import torch
 
-from engine import files, runinfo
+from engine import files, machine, runinfo
 
 PACKAGES = 'torch', 'torchvision', 'numpy'
 
@@ -34,7 +33,7 @@ def driver():
 
 def describe(args):
     """What is measured: a JSON-ready dict. The card is not known yet: describe_card, called in a child, tells it."""
-    return runinfo.describe(vars(args)) | {'cores': os.cpu_count(), 'card': 'an unknown card', 'cuda': None}
+    return runinfo.describe(vars(args)) | {'cores': machine.cores(), 'card': 'an unknown card', 'cuda': None}
 
 
 def write(out, info, rows):
