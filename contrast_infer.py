@@ -86,9 +86,6 @@ def output_folders(args):
     folders = {kind: (files.out_dir(folder, flag), suffix) for kind, (folder, flag, suffix) in wanted.items() if folder}
     if not folders:
         raise UserError('--out_cam', 'no output folder is given', 'give --out_cam, --out_cam_pred or --out_crf')
-    pictures = [folder.resolve() for folder, suffix in folders.values() if suffix == '.png']
-    if len(set(pictures)) < len(pictures):
-        raise UserError('--out_crf', 'is the folder of --out_cam_pred', 'give another folder')
     return folders
 
 

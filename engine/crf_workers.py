@@ -90,9 +90,9 @@ def write_probabilities(item, cam_dir, folders, iterations, num_classes, convert
 @dataclass(frozen=True)
 class WalkSettings:
     """How aff_infer.py walks. bg: the background score 0..1, or 'alpha': (1 − strongest CAM)^alpha. beta: exponent of
-    the affinities. The walk makes 2^logt steps. crf: how the masks are refined, a key of WALKED_CRFS, or None: not at
-    all. crf_iters: iterations, or None for those of the CRF's settings. engine: what runs the CRF. stride:
-    pixels per cell of the affinities."""
+    the affinities. The walk makes 2^logt steps. crf: how masks are refined, a key of WALKED_CRFS. crf_iters:
+    iterations, or None for those of the CRF's settings. engine: what runs the CRF. stride: pixels per cell of the
+    affinities."""
     bg: object
     alpha: float
     beta: float
@@ -105,7 +105,8 @@ class WalkSettings:
 
 
 def write_pseudo_mask(paths, cam_path, image, affinity, settings):
-    """Walk from the CAMs of one image and write the outputs. paths: {'rw': .png, perhaps 'npy': .npy}.
+    """Walk from the CAMs of one image and write the outputs. paths: {'rw': .png, 'crf': .png after the CRF,
+    'npy': .npy of the walked CAMs}, those that are wanted.
 
     image: uint8 (H, W, 3). affinity: (O, P). settings: WalkSettings.
     """
@@ -119,10 +120,13 @@ def write_pseudo_mask(paths, cam_path, image, affinity, settings):
     if 'npy' in paths:
         # Dividing by that map undoes the dilution, so eval.py --curve can apply any constant background score.
         save_cams(paths['npy'], present, [cam / undiluted for cam in scores[1:]])
-    if settings.crf:
+    labels, palette = [0, *(present + 1)], settings.classes.palette
+    if 'rw' in paths:
+        save_mask(paths['rw'], crf.label_map(scores, labels), palette)
+    if 'crf' in paths:
         refine = WALKED_CRFS[settings.crf]
-        scores = refine(image, walked[1:], settings.crf_iters, num_classes, settings.engine, settings.stride)
-    save_mask(paths['rw'], crf.label_map(scores, [0, *(present + 1)]), settings.classes.palette)
+        refined = refine(image, walked[1:], settings.crf_iters, num_classes, settings.engine, settings.stride)
+        save_mask(paths['crf'], crf.label_map(refined, labels), palette)
 
 
 def refine_walked(image, walked, iterations, num_classes, engine=CrfEngine(), stride=STRIDE):

@@ -54,9 +54,10 @@ def begin(outputs, ids, overwrite, shard=Shard()):
     ids: of all shards. overwrite: all of the shard's; their files are removed first, so that a run which is stopped
     leaves no older ones. Where they were made otherwise, the first shard that comes removes the files of all shards:
     what run.json says is then true of every file, and the later shards find it said.
-    UserError: a folder holds files that were made otherwise, or that nothing is known of, and not overwrite; with
-    overwrite, such files of images that are not in `ids`, which would stay.
+    UserError: two outputs would be the same files; a folder holds files that were made otherwise, or that nothing is
+    known of, and not overwrite; with overwrite, such files of images that are not in `ids`, which would stay.
     """
+    refuse_the_same(outputs)
     own = shard.of(ids)
     with alone(outputs[0].run_file.parent) as is_alone:
         replaced, others = (ids, 'that are not in the list') if is_alone else (own, 'that are not in the list or shard')
@@ -70,6 +71,16 @@ def begin(outputs, ids, overwrite, shard=Shard()):
             if any(map(changed, here)):
                 files.save_json(run_file, read(run_file) | {output.suffix: output.now for output in here})
     return unfinished(outputs, own)
+
+
+def refuse_the_same(outputs):
+    """UserError: two of the outputs would be the same files."""
+    seen = set()
+    for output in outputs:
+        files_of = Path(output.folder).resolve(), output.suffix
+        if files_of in seen:
+            raise UserError(output.folder, f'was given for two sorts of {output.suffix} files', 'give two folders')
+        seen.add(files_of)
 
 
 @contextlib.contextmanager

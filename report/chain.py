@@ -232,25 +232,21 @@ def affinity_steps(paths):
     train = ('aff_train.py', '--weights', paths.weights, *root, '--la_crf_dir', f'{refined}/{low:.2f}',
              '--ha_crf_dir', f'{refined}/{high:.2f}', '--session_name', session, *training_lists(paths),
              '--tblog_dir', paths.under('tblog'), '--resume')
-    # DeepLab reads train_aug's masks; the other variant is scored only, on train.
-    plain, crf = ('train', 'train_aug') if paths.masks_crf else ('train_aug', 'train')
     return [
         Step('aff_prepare', prepare, ('contrast_infer',), makes=(refined,),
              leaves=(f'{refined}/{low:.2f}', f'{refined}/{high:.2f}')),
         Step('aff_train', train, ('aff_prepare',), makes=(f'{session}.*',), leaves=(f'{session}.pth',)),
-        walk_step('aff_infer', paths, plain, '', False),
-        walk_step('aff_infer_crf', paths, crf, '', True),
-        walk_step('aff_infer_val', paths, 'val', '_val', False),
-        walk_step('aff_infer_crf_val', paths, 'val', '_val', True),
+        walk_step('aff_infer', paths, 'train_aug', ''),
+        walk_step('aff_infer_val', paths, 'val', '_val'),
     ]
 
 
-def walk_step(name, paths, split, tail, crf):
-    """The random walk from the CAMs of a split, with or without the CRF behind it."""
-    folder = paths.under(f'rw{"_crf" if crf else ""}{tail}')
-    argv = ('aff_infer.py', '--weights', paths.under('aff.pth'), *paths.where,
-             '--infer_list', paths.list(split), '--cam_dir', paths.under(f'cam{tail}'), '--out_rw', folder)
-    return Step(name, argv + (('--crf',) if crf else ()), ('aff_train', f'contrast_infer{tail}'), makes=(folder,))
+def walk_step(name, paths, split, tail):
+    """The random walk from the CAMs of a split: its masks (rw), and these after the CRF (rw_crf)."""
+    plain, refined = paths.under(f'rw{tail}'), paths.under(f'rw_crf{tail}')
+    argv = ('aff_infer.py', '--weights', paths.under('aff.pth'), *paths.where, '--infer_list', paths.list(split),
+            '--cam_dir', paths.under(f'cam{tail}'), '--out_rw', plain, '--out_rw_crf', refined)
+    return Step(name, argv, ('aff_train', f'contrast_infer{tail}'), makes=(plain, refined))
 
 
 def mask_evaluations(recipe, paths):
@@ -260,8 +256,8 @@ def mask_evaluations(recipe, paths):
     if recipe.affinity:
         steps += [eval_step('eval_walk', paths, 'train', paths.under('rw'), 'aff_infer'),
                   eval_step('eval_walk_val', paths, 'val', paths.under('rw_val'), 'aff_infer_val'),
-                  eval_step('eval_walk_crf', paths, 'train', paths.under('rw_crf'), 'aff_infer_crf'),
-                  eval_step('eval_walk_crf_val', paths, 'val', paths.under('rw_crf_val'), 'aff_infer_crf_val')]
+                  eval_step('eval_walk_crf', paths, 'train', paths.under('rw_crf'), 'aff_infer'),
+                  eval_step('eval_walk_crf_val', paths, 'val', paths.under('rw_crf_val'), 'aff_infer_val')]
     return steps
 
 
@@ -272,8 +268,7 @@ def segmentation_steps(recipe, paths):
     experiment = ('--experiment', paths.experiment or recipe.experiment)
     session, out = paths.under('segmentation'), paths.under('segmentation_val')
     root = paths.where
-    walked = 'aff_infer_crf' if paths.masks_crf else 'aff_infer'
-    masks_from = walked if recipe.affinity else 'contrast_infer'
+    masks_from = 'aff_infer' if recipe.affinity else 'contrast_infer'
     train = ('segmentation/experiment/train.py', *experiment, '--pseudo_gt', paths.masks(recipe),
              '--weights', paths.deeplab_weights or paths.weights, *root, '--session_name', session,
              *training_lists(paths, val=False), '--tblog_dir', paths.under('tblog'), '--resume')

@@ -86,8 +86,8 @@ class Preset:
             found |= {f'contrast_infer{tail}': self.seeds(recipe), f'eval_seeds{tail}': self.fixed_threshold(recipe)}
         if recipe.affinity:
             found |= {'aff_prepare': self.aff_prepare, 'aff_train': self.aff_train}
-            found |= {f'aff_infer{crf}{tail}': (*self.score_flag('--bg', recipe), *self.aff_infer)
-                      for crf in ('', '_crf') for tail in ('', '_val')}
+            found |= {f'aff_infer{tail}': (*self.score_flag('--bg', recipe), *self.aff_infer)
+                      for tail in ('', '_val')}
         return found
 
 

@@ -97,7 +97,7 @@ def test_every_training_and_folder_of_the_chain_can_be_missed():
     paths = demo.toy_paths('runs/x', RECIPES['seam'])
     steps = {step.name: step for step in demo.toy_steps(RECIPES['seam'], paths)}
     assert all(steps[name].gone() for name in ('toy', 'prepare', 'contrast_train', 'contrast_infer', 'aff_prepare',
-                                               'aff_train', 'aff_infer_crf', 'segmentation_train'))
+                                               'aff_train', 'aff_infer', 'segmentation_train'))
     for name in ('prepare', 'contrast_infer', 'box', 'aff_infer_val', 'segmentation_test'):
         assert steps[name].reads(steps['toy']), name  # photos or masks of the drawn set
     assert steps['aff_infer'].reads(steps['contrast_infer'])

@@ -336,7 +336,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(tiny, tmp_path, capsys
 
 def test_contradictory_outputs_are_refused(tiny, tmp_path, capsys):
     arguments = tiny(tmp_path, '--out_crf', tmp_path / 'pred')
-    assert '--out_crf: is the folder' in assert_refused(capsys, 'contrast_infer', *arguments)
+    assert 'pred: was given for two sorts of .png' in assert_refused(capsys, 'contrast_infer', *arguments)
     arguments = tiny(tmp_path)
     without = arguments[:arguments.index('--out_cam')] + arguments[arguments.index('--scales'):]
     assert 'no output folder' in assert_refused(capsys, 'contrast_infer', *without)

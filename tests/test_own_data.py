@@ -90,13 +90,13 @@ def commands(capsys, *argv):
 
 def test_without_ground_truth_and_val_the_chain_has_the_steps_that_remain(five, capsys):
     found = commands(capsys, '--dataset', five / 'dataset.yaml')
-    assert list(found) == ['contrast_train', 'contrast_infer', 'aff_prepare', 'aff_train', 'aff_infer', 'aff_infer_crf',
+    assert list(found) == ['contrast_train', 'contrast_infer', 'aff_prepare', 'aff_train', 'aff_infer',
                            'segmentation_train', 'segmentation_test']
     for name, argv in found.items():
         assert argv[argv.index('--dataset') + 1] == str(five / 'dataset.yaml'), name
         assert not {'--voc12_root', '--cls_labels', '--train_list', '--gt_dir'} & set(argv), name
     lists = [argv[argv.index('--infer_list') + 1] for argv in found.values() if '--infer_list' in argv]
-    assert lists == [str(five / 'train.txt')] * 5
+    assert lists == [str(five / 'train.txt')] * 4
 
 
 def test_coco_has_its_preset_and_its_lists(capsys):

@@ -257,8 +257,8 @@ def test_a_dry_run_of_eps_has_no_second_step(capsys):
 def test_added_arguments_go_to_one_step_and_shared_flags_to_all(capsys):
     lines = dry_run(capsys, '--weights', 'w', '--add', 'aff_infer --beta 4 --logt 3', '--amp', 'bf16', '--seed', 2)
     walks = [line for line in lines if 'aff_infer.py' in line]
-    assert ['--beta 4 --logt 3' in line for line in walks] == [True, False, False, False]
-    assert ['--amp bf16 --seed 2' in line for line in walks] == [True] * 4
+    assert ['--beta 4 --logt 3' in line for line in walks] == [True, False]
+    assert ['--amp bf16 --seed 2' in line for line in walks] == [True] * 2
 
 
 @pytest.fixture

@@ -176,6 +176,20 @@ def test_every_flag_of_aff_infer_changes_the_masks(toy, chain, tmp_path):
     assert masks('published 1', '--crf', '--crf_setting', 'published', '--crf_iters', 1) == published
 
 
+def test_one_walk_gives_the_masks_before_and_after_the_crf(capsys, toy, chain, tmp_path):
+    argv = infer_argv(toy, chain)
+    run_main('aff_infer', *argv, '--out_rw', tmp_path / 'rw', '--out_rw_crf', tmp_path / 'rw_crf')
+    run_main('aff_infer', *argv, '--out_rw', tmp_path / 'alone')
+    run_main('aff_infer', *argv, '--out_rw', tmp_path / 'refined', '--crf')
+    assert tree_bytes(tmp_path / 'rw') == tree_bytes(tmp_path / 'alone')  # run.json too
+    assert tree_bytes(tmp_path / 'rw_crf') == tree_bytes(tmp_path / 'refined')
+    same = assert_refused(capsys, 'aff_infer', *argv, '--out_rw', tmp_path / 'x', '--out_rw_crf', tmp_path / 'x')
+    assert f'{tmp_path / "x"}: was given for two sorts of .png files' in same
+    twice = assert_refused(capsys, 'aff_infer', *argv, '--out_rw', tmp_path / 'x', '--out_rw_crf', tmp_path / 'y',
+                           '--crf')
+    assert 'leave out --crf or --out_rw_crf' in twice
+
+
 def test_without_steps_the_walk_leaves_the_pooled_cams(toy, chain, tmp_path):
     """logt 0 and an enormous beta: every cell stays where it is."""
     run_main('aff_infer', *infer_argv(toy, chain), '--out_rw', tmp_path, '--out_rw_npy', tmp_path, '--logt', 0,
@@ -194,7 +208,7 @@ def test_walked_cams_of_an_odd_size_are_not_diluted_at_the_border(tmp_path):
     image, affinity = np.zeros((45, 51, 3), np.uint8), rng.random((4, 25), np.float32)
     cams = [np.full((45, 51), 0.9, np.float32), rng.random((45, 51), np.float32)]
     save_cams(tmp_path / 'cam.npy', np.array([3, 7]), cams)
-    settings = WalkSettings(bg=0.5, alpha=6, beta=8, logt=6, crf=None, crf_iters=None, classes=VOC)
+    settings = WalkSettings(bg=0.5, alpha=6, beta=8, logt=6, crf='deeplab', crf_iters=None, classes=VOC)
     paths = {'rw': tmp_path / 'rw.png', 'npy': tmp_path / 'rw.npy'}
     write_pseudo_mask(paths, tmp_path / 'cam.npy', image, affinity, settings)
     walked = read_npy(tmp_path / 'rw.npy')
