@@ -3,7 +3,7 @@
 # make test        the tests, but for those that kill runs and start chains
 # make test-quick  a minute of them: the arithmetic, the files, the house
 # make test-long   those that make test leaves out
-# make ablation    what each loss term adds: eight rows, three seeds each
+# make ablation    what each loss term adds: ten rows, three seeds each
 # make laptop      all three steps on real photos of six classes: make laptop VOC=VOC2012 (docs/BACKBONES.md)
 # make bench       every stage beside the published formulation (make bench QUICK=1: the short form)
 # make help        this list
