@@ -89,7 +89,8 @@ class TimmBackbone(nn.Module):
     """A network of timm that gives feature maps, dilated where its own strides would lead beyond `stride`.
 
     name: of timm.list_models(), with or without a tag ('resnet50.a1_in1k'). stride: 8 or 16. channels, stride, width:
-    as of network.resnet38d.ResNet38; the levels are the last three of the network's. Weights are at random.
+    as of network.resnet38d.ResNet38; the levels are the last three of the network's, and after the last comes what the
+    network has before its pooling, since that is what its classifier knows. Weights are at random.
     not_trained: names of the parameters behind the features at stride 2, as conv1a and b2 are in ResNet-38.
     UserError: timm has no such network, or the network no three levels of features at that stride.
     """
@@ -110,6 +111,7 @@ class TimmBackbone(nn.Module):
             raise unfit
         self.name, self.width, self.stride = name, 1., stride  # it has no width factor
         self.channels = dict(zip(LEVELS, info.channels()[-3:]))
+        self.last = self._take_last_convolution()
         self.not_trained = self._behind_first_level() if info.reduction()[0] == 2 else []
         self._learn_normalisation()
 
@@ -125,6 +127,18 @@ class TimmBackbone(nn.Module):
                 state = dict(zip(theirs, state.values()))
         ours = {plain(key): key for key in self.state_dict()}
         return {ours.get(plain(f'body.{key}'), key): value for key, value in state.items()}
+
+    def _take_last_convolution(self):
+        """Add to the body what an EfficientNet, MobileNetV2 or MnasNet has between its last level and the pooling: a 1×1
+        convolution, norm and activation. timm's features end before it, at a bottleneck without an activation, where
+        hardly anything tells one class from another. Returns the names of the layers, () for other networks."""
+        timm = load_timm()
+        if not isinstance(self.body, timm.models.efficientnet.EfficientNetFeatures):
+            return ()
+        whole = timm.create_model(self.name)
+        self.body.conv_head, self.body.bn2 = whole.conv_head, whole.bn2
+        self.channels['high'] = whole.num_features
+        return 'conv_head', 'bn2'
 
     def _behind_first_level(self):
         """The names of the parameters that the first level of features depends on, by way of its gradient."""
@@ -145,5 +159,8 @@ class TimmBackbone(nn.Module):
 
     def features(self, x):
         """Image x (N, 3, H, W), ImageNet-normalised → {'low', 'middle', 'high'}, all at the size of the last."""
-        return at_one_stride(self.body(x * self.scale + self.shift)[-3:])
+        *lower, high = self.body(x * self.scale + self.shift)[-3:]
+        for name in self.last:
+            high = self.body.get_submodule(name)(high)
+        return at_one_stride([*lower, high])
 

@@ -186,6 +186,7 @@ def test_files_of_other_efficientnets_are_timms_in_order():
     named = backbone.named(renamed)
     assert named['body.conv_stem.weight'] is theirs['conv_stem.weight']
     assert named['body.blocks.6.0.conv_pwl.weight'] is theirs['blocks.6.0.conv_pwl.weight']
+    assert named['body.conv_head.weight'] is theirs['conv_head.weight']
     del renamed['_other.1']
     assert 'body.blocks.6.0.conv_pwl.weight' not in backbone.named(renamed)  # not the same order any more: no guess
 
@@ -198,7 +199,19 @@ def test_a_backbone_sees_images_as_its_weights_know_them():
     with torch.no_grad():
         high = backbone.features((pixels - mean) / std)['high']
         own = backbone.body((pixels - 0.5) / 0.5)[-1]  # this network's normalisation
+        own = backbone.body.bn2(backbone.body.conv_head(own))
     torch.testing.assert_close(high, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['tf_efficientnet_lite0', 'mobilenetv2_050', 'mobilenetv3_small_050'])
+def test_the_high_level_is_what_timms_network_pools(name):
+    torch.manual_seed(0)
+    whole, backbone = timm.create_model(name).eval(), backbones.TimmBackbone(name, 8).eval()
+    backbone.load_state_dict(backbone.named(whole.state_dict()), strict=False)
+    x = torch.randn(1, 3, 8, 8)  # one cell of stride 8: dilation makes no difference
+    with torch.no_grad():
+        expected = whole.forward_features(x * backbone.scale + backbone.shift)
+        torch.testing.assert_close(backbone.features(x)['high'], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['resnet50', 'resnet101', 'timm:resnet18', 'timm:convnext_atto'])
