@@ -58,6 +58,7 @@ class RunCheckpoint:
     def _load(self, before, max_step):
         state = read_checkpoint(self.path)
         changed = check_settings(self.path, state['settings'], self.settings, before)
+        check_network(self.path, state['model'], self.held['model'].state_dict())
         rates = [group['initial_lr'] for group in self.held['optimizer'].param_groups]
         for name in ('model', 'optimizer', 'scheduler'):
             self.held[name].load_state_dict(state[name])
@@ -118,6 +119,16 @@ def read_checkpoint(path):
         raise UserError(path, 'was made by an older version of this code', 'finish the run with that version, or add '
                                                                            '--overwrite to start anew')
     return state | {'settings': json.loads(state['settings'])}
+
+
+def check_network(path, then, now):
+    """UserError where the state dicts of a checkpoint's network and of the run that resumes it differ in form."""
+    shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in (then, now)]
+    differing = sorted({key for key, _ in shapes[0].items() ^ shapes[1].items()})
+    if differing:
+        raise UserError(path, f'was made with another network than the code now makes ({len(differing)} tensors '
+                              f'differ, such as {differing[0]})',
+                        'resume with that code, or add --overwrite to start anew')
 
 
 def check_settings(path, then, now, before):

@@ -165,6 +165,14 @@ def stopped(stopped_run, tmp_path):
     return shutil.copytree(stopped_run, tmp_path, dirs_exist_ok=True)
 
 
+def test_a_checkpoint_of_a_network_that_was_changed_since_is_refused(command, stopped, capsys):
+    state = checkpoint.read_checkpoint(stopped / 'run.ckpt')
+    state['model']['fc_other.weight'] = state['model'].pop('fc_proj.weight')
+    checkpoint.save_checkpoint(stopped / 'run.ckpt', state, state.pop('settings'))
+    assert 'run.ckpt: was made with another network than the code now makes (2 tensors differ, such as ' \
+        'fc_other.weight); resume with that code' in assert_refused(capsys, 'contrast_train', *command('--resume'))
+
+
 @pytest.mark.parametrize('options, flags', [
     ({'default': 0.}, ()), ({'default': 0., 'before': 0.}, ()), ({}, ()),
     ({'default': 0.5, 'before': 0.}, ('--strength', 0))], ids=['neutral', 'neutral, stated', 'none', 'set back'])
