@@ -2,8 +2,9 @@
 
     python ablation.py [--out runs/ablation] [--seeds 3]
     python ablation.py --preset laptop --voc12_root VOC2012 --rows 'plain CAM' SEAM --seeds 1
+    python ablation.py --preset laptop --voc12_root VOC2012 --dataset docs/laptop/dataset.yaml ...    (seven channels)
 
-Reads  the preset's backbone (toy/backbone.pth); --voc12_root, but for the toy, which is drawn.
+Reads  the preset's backbone (toy/backbone.pth); --voc12_root, but for the toy, which is drawn; --dataset, where given.
 Writes the toy set, every run and table.md into --out, and a line for each finished run into --record. Runs that are
        done are skipped, a run that was stopped goes on where it was.
 The figures are seeds (cam of contrast_infer.py, no CRF) on the train split, in mIoU.
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.description import read_dataset
 from engine import cli, files, machine
 from engine.errors import UserError
 from engine.parallel import progress
@@ -82,8 +84,9 @@ def get_args_parser():
     parser.add_argument('--preset', choices=[name for name, preset in PRESETS.items() if preset.background],
                         default='toy', help='data and settings: report/presets.py')
     parser.add_argument('--voc12_root', help='folder of the VOC devkit, for a preset that draws no images')
-    parser.add_argument('--out', help='folder for everything (runs/ablation, runs/ablation_<preset> for another than '
-                                      'toy, unless given)')
+    parser.add_argument('--dataset', metavar='FILE', help='dataset.yaml in place of VOC: its classes, lists and labels')
+    parser.add_argument('--out', help='folder for everything (runs/ablation; runs/ablation_<preset> for another than '
+                                      'toy, with _dataset for --dataset)')
     parser.add_argument('--record', help='JSON Lines file that gets a line for each finished run (<out>/runs.jsonl '
                                          'unless given)')
     parser.add_argument('--seeds', type=cli.positive, default=3, help='runs a row')
@@ -102,7 +105,8 @@ def main(args):
                               if ROWS[row].baseline in preset.background]
     check(args, preset)
     default = 'ablation' if args.preset == 'toy' else f'ablation_{args.preset}'
-    args.out = portable(args.out or files.REPO / 'runs' / default)
+    args.out = portable(args.out or files.REPO / 'runs' / (default + '_dataset' * bool(args.dataset)))
+    args.dataset = portable(args.dataset or '')
     args.record = portable(args.record or Path(args.out) / 'runs.jsonl')
     args.voc12_root = portable(args.voc12_root or f'{args.out}/VOC2012')
     args.weights = portable(files.REPO / preset.weights_file())
@@ -125,8 +129,9 @@ def main(args):
 
 def check(args, preset):
     """UserError for a preset without its photos, with photos it has no use for, or rows it has no settings for."""
-    if preset.images and args.voc12_root:
-        raise UserError('--voc12_root', f'--preset {preset.name} draws its own images', 'leave it out')
+    for flag in ('--voc12_root', '--dataset'):
+        if preset.images and getattr(args, flag[2:]):
+            raise UserError(flag, f'--preset {preset.name} draws its own images', 'leave it out')
     if not preset.images and not args.voc12_root:
         raise UserError('--voc12_root', f'is missing, --preset {preset.name} needs it', 'give the VOC devkit')
     for row in args.rows:
@@ -135,7 +140,9 @@ def check(args, preset):
 
 
 def data_steps(args, preset):
-    """The steps that make the toy set, where there is no --voc12_root, and the lists."""
+    """The steps that make the toy set, where there is no --voc12_root, and VOC's lists."""
+    if args.dataset:
+        return []
     out, root = Path(args.out), args.voc12_root
     draw = Step('toy', ('toy/make.py', '--out', root, *preset.image_counts()), leaves=(f'{root}/JPEGImages',))
     only = ('--only', preset.lists) if preset.lists else ()
@@ -181,16 +188,17 @@ def record_of(args, row, seed, result, names):
                      'threshold': result[kind]['threshold'],
                      'class_iou': {name: round(result[kind]['class_iou'][name], 2) for name in names}}
               for kind in ('best', 'fixed')}
-    return {'preset': args.preset, 'row': row, 'seed': seed, 'images': result['images'], **scores, 'hours': hours,
+    return {'preset': args.preset, 'dataset': args.dataset or 'voc12', 'row': row, 'seed': seed,
+            'images': result['images'], **scores, 'hours': hours,
             'commit': info['git_commit'], 'device': info['device'], 'processor': machine.processor(),
             'threads': args.threads, 'amp': args.amp, 'python': info['python'], 'packages': info['packages'],
             'settings': [str(text) for text in ROWS[row].train]}
 
 
 def keep(path, line):
-    """Put a run's line into a JSON Lines file, in place of the one that it may have of this preset, row and seed."""
+    """Put a run's line into a JSON Lines file, in place of the one of this preset, data, row and seed."""
     def key(line):
-        return line['preset'], line['row'], line['seed']
+        return [line[name] for name in ('preset', 'dataset', 'row', 'seed')]
     with training_lock:
         path = Path(path)
         text = path.read_text(encoding='utf-8') if path.exists() else ''
@@ -204,23 +212,32 @@ def run_folder(out, row, seed):
     return out / f'{ROWS[row].folder}_seed{seed}'
 
 
+def inputs_of(args, preset):
+    """(flag of the data set, flag of the labels, list to train on, list to score on)."""
+    if args.dataset:
+        data = read_dataset(files.REPO / args.dataset)
+        return ('--dataset', args.dataset), (), portable(data.list('train_aug')), portable(data.list('train'))
+    lists = Path(args.out) / 'lists'
+    train = lists / f'{"train" if preset.images else "train_aug"}.txt'
+    return (), ('--cls_labels', lists / 'cls_labels.npy'), train, lists / 'train.txt'
+
+
 def row_steps(args, row, seed):
     """The three commands of one run of a row. args: the script's flags."""
     out, root, preset = Path(args.out), args.voc12_root, PRESETS[args.preset]
-    recipe, run, lists = ROWS[row].recipe, run_folder(out, row, seed), out / 'lists'
-    data = ('--baseline', recipe.name, '--voc12_root', root, '--cls_labels', lists / 'cls_labels.npy',
-            '--amp', args.amp)
+    recipe, run = ROWS[row].recipe, run_folder(out, row, seed)
+    described, labels, train_list, scored = inputs_of(args, preset)
+    data = ('--baseline', recipe.name, *described, '--voc12_root', root, *labels, '--amp', args.amp)
     start = run_folder(out, ROWS[row].start, seed) / 'net.pth' if ROWS[row].start else args.weights
     machine = ('--device', args.device, '--threads', args.threads, '--num_workers', 0)
     saliency = ('--saliency_dir', f'{root}/SALImages') if recipe.saliency else ()
     weights = [text for name in ROWS[row].off for text in (f'--w_{name}', 0)]
-    train = ('contrast_train.py', '--weights', start, *data, '--train_list',
-             lists / f'{"train" if preset.images else "train_aug"}.txt',
-             '--val_list', '', '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
+    train = ('contrast_train.py', '--weights', start, *data, '--train_list', train_list, '--val_list', '',
+             '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
              *preset.training(recipe), *ROWS[row].train, *saliency, *weights, '--resume')
-    infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', lists / 'train.txt', '--out_cam',
-             run / 'cam', *preset.seeds(recipe))
-    score = ('eval.py', '--list', lists / 'train.txt', '--predict_dir', run / 'cam',
+    infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', scored, '--out_cam', run / 'cam',
+             *preset.seeds(recipe))
+    score = ('eval.py', *described, '--list', scored, '--predict_dir', run / 'cam',
              '--gt_dir', f'{root}/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
              '--curve', *preset.fixed_threshold(recipe), '--logfile', run / 'eval.txt', '--num_workers', 0)
     return [Step('contrast_train', train, machine=machine, leaves=(run / 'net.pth',)),

@@ -60,7 +60,7 @@ def main(args):
     shared = chain.shared_flags(args), chain.machine(args)
     extra = added_arguments(args.add, preset.extra(recipe) if preset else {})
     steps = chain.chain(recipe, paths, extra, *shared)
-    if preset and preset.classes:  # published figures are of all classes: what these mean, a box says
+    if of_some_classes(preset, paths):  # published figures are of all classes: what these mean, a box says
         steps[1:1] = chain.box_steps(paths)
     pipeline.run_steps(steps, files.REPO / paths.under('log'), args.dry_run, args.start)
     if not args.dry_run:
@@ -97,9 +97,14 @@ def paths_of(args, preset, data):
         experiment=args.experiment or '', masks_crf=args.masks_crf, **of_preset)
 
 
+def of_some_classes(preset, paths):
+    """Whether the preset takes means over some of VOC's classes."""
+    return bool(preset and preset.classes and not paths.data)
+
+
 def describe(recipe, preset, paths, steps, classes):
     """The description of the run for report/page.py. classes: the data set's ClassSet."""
-    if not (preset and preset.classes):
+    if not of_some_classes(preset, paths):
         return chain.report_input(recipe, paths, steps, f'{recipe.title} on {classes.name}')
     title = f'{recipe.title} on {len(preset.classes) - 1} classes of {classes.name}'
     note = f'Means over {", ".join(preset.classes)}: no figure of {classes.name} as papers report it.'

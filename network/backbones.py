@@ -129,9 +129,12 @@ class TimmBackbone(nn.Module):
         return {ours.get(plain(f'body.{key}'), key): value for key, value in state.items()}
 
     def _take_last_convolution(self):
-        """Add to the body what an EfficientNet, MobileNetV2 or MnasNet has between its last level and the pooling: a 1×1
-        convolution, norm and activation. timm's features end before it, at a bottleneck without an activation, where
-        hardly anything tells one class from another. Returns the names of the layers, () for other networks."""
+        """Add to the body what an EfficientNet, MobileNetV2 or MnasNet has between its last level and the pooling.
+
+        It is a 1×1 convolution, norm and activation. timm's features end before it, at a bottleneck without an
+        activation, where hardly anything tells one class from another. Returns the names of the layers, () for other
+        networks.
+        """
         timm = load_timm()
         if not isinstance(self.body, timm.models.efficientnet.EfficientNetFeatures):
             return ()
