@@ -6,6 +6,8 @@ import pytest
 from helpers import assert_refused, run_main, script
 
 import ablation
+from data.description import read_dataset
+from data.labels import image_labels
 from data.lists import read_list
 from engine import machine
 from engine.errors import UserError
@@ -104,14 +106,41 @@ def test_a_page_means_over_the_classes_of_the_preset(tmp_path):
     assert 'bicycle' not in text.read_text(encoding='utf-8')
 
 
+def test_with_a_data_set_of_its_own_the_preset_scores_no_box_of_vocs_lists(weights, capsys):
+    run_main('reproduce', '--preset', 'laptop', '--dataset', 'docs/laptop/dataset.yaml', '--dry_run')
+    assert 'centred_box' not in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- the runs of ablation.py
 
 def test_a_finished_run_is_one_line_which_a_second_time_replaces(tmp_path):
-    for miou in (50, 51):
-        ablation.keep(tmp_path / 'a/runs.jsonl', {'preset': 'laptop', 'row': 'SEAM', 'seed': 0, 'miou': miou})
-    ablation.keep(tmp_path / 'a/runs.jsonl', {'preset': 'laptop', 'row': 'SEAM', 'seed': 1, 'miou': 52})
+    run = {'preset': 'laptop', 'dataset': 'voc12', 'row': 'SEAM', 'seed': 0}
+    for line in (run | {'miou': 50}, run | {'miou': 51}, run | {'seed': 1, 'miou': 52},
+                 run | {'dataset': 'six.yaml', 'miou': 53}):
+        ablation.keep(tmp_path / 'a/runs.jsonl', line)
     lines = [json.loads(line) for line in (tmp_path / 'a/runs.jsonl').read_text().splitlines()]
-    assert [(line['seed'], line['miou']) for line in lines] == [(0, 51), (1, 52)]
+    assert [line['miou'] for line in lines] == [51, 52, 53]
+
+
+def test_rows_on_another_data_set_take_its_lists_labels_and_classes(weights, tmp_path):
+    args = ablation.get_args_parser().parse_args(['--preset', 'laptop', '--voc12_root', 'VOC', '--out', str(tmp_path),
+                                                  '--dataset', 'docs/laptop/dataset.yaml'])
+    args.weights = weights
+    assert ablation.data_steps(args, LAPTOP) == []
+    train, infer, score = ([str(text) for text in step.argv] for step in ablation.row_steps(args, 'SEAM', 0))
+    for argv in (train, infer, score):
+        assert argv[argv.index('--dataset') + 1] == 'docs/laptop/dataset.yaml' and '--cls_labels' not in argv
+    assert train[train.index('--train_list') + 1] == 'docs/laptop/train_aug.txt'
+    assert infer[infer.index('--infer_list') + 1] == score[score.index('--list') + 1] == 'docs/laptop/train.txt'
+
+
+def test_the_preset_as_a_data_set_of_six_classes_has_its_images_and_their_labels():
+    data = read_dataset(REPO / 'docs/laptop/dataset.yaml')
+    assert ('background', *data.classes.foreground) == LAPTOP.classes
+    ids = [name for split in ('train_aug', 'val') for name in read_list(data.list(split))]
+    labels = image_labels(ids, data.labels, data.classes)
+    assert labels.shape == (1898, 6) and labels.any(1).all()
+    assert labels[:1495].sum(0).tolist() == [330, 249, 330, 330, 325, 277]
 
 
 def test_a_row_that_starts_from_another_trains_that_first(weights, tmp_path, monkeypatch):
