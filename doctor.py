@@ -159,7 +159,7 @@ def check_labels(found, lists, path, classes):
             found.note(f'{empty} images of {name} have no class', 'they count as background alone')
         if len(never) and name != 'val':
             found.note(f'{len(never)} classes are in no image of {name}, {classes.foreground[never[0]]} the first',
-                       'a network cannot learn them')
+                       'a network cannot learn them, and to the contrast they look like background: leave them out')
         if name in ('train', 'train_aug'):
             mean = float(labels.sum(1).mean())
     return mean

@@ -1,11 +1,13 @@
 """tool/seam.py and tool/contrast.py: published terms and gradients, a rendering in plain loops, no wait for the device.
 """
 import collections
+import math
 import random
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import golden, run_flags, take_ties_as_published
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -185,6 +187,22 @@ def test_of_equal_scores_a_prototype_takes_the_first(images):
     scores[:, 0], scores[:, 3] = 0.2, -1.
     features = torch.rand(images, 7, 16, 16)
     torch.testing.assert_close(contrast.prototypes(scores, features, 32), prototypes_in_loops(scores, features, 32))
+
+
+def test_classes_that_no_pixel_shows_have_the_backgrounds_prototype():
+    torch.manual_seed(0)
+    label, features = labels_with(2, 1), torch.rand(2, 7, 16, 16)
+    revised = torch.zeros(2, 21, 16, 16)
+    image, foreground = label.nonzero().unbind(1)
+    revised[image, foreground + 1] = torch.rand(len(image), 16, 16)
+    scores, labels = contrast.pseudo_labels(revised, label, 0.2)
+    found = contrast.prototypes(scores, features, 32)
+    nowhere = [c for c in range(1, 21) if not revised[:, c].any()]
+    torch.testing.assert_close(found[nowhere], found[:1].expand(len(nowhere), -1))
+    to_prototypes = contrast.unit_pixels(features) @ found.T / 0.1
+    background = labels.flatten() == 0
+    loss = F.cross_entropy(to_prototypes[background], labels.flatten()[background])
+    assert background.any() and loss >= math.log(len(nowhere) + 1)
 
 
 def test_images_that_score_no_higher_leave_a_prototype_as_it_is():
