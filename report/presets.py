@@ -128,7 +128,7 @@ COCO14 = Preset(
 # from the published settings, and why:
 # - EfficientNet-Lite0 in place of ResNet-38, and crops of 224 in place of 448; view 2 stays at 128, the random long
 #   side is 224 to 384 where it was 448 to 768.
-# - Stride 16: at 8 the backbone takes 3.7 times as long for a step (7.6 s for 2.1 s, one core). AffinityNet alone has
+# - Stride 16: at 8 the network takes 3.8 times as long for a step (6.1 s for 1.6 s, one core). AffinityNet alone has
 #   8, because the walk's grid, and with it the masks, would be of 16×16 pixels.
 # - 1,495 images in place of 10,582: 4 epochs are 744 steps, so few that momentum is 0.9, with a fifth of the rate.
 # - DeepLab: 12,000 images in place of 200,000. Its head's BatchNorm must follow in so few steps.
