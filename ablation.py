@@ -21,6 +21,7 @@ from data.description import read_dataset
 from engine import cli, files, machine
 from engine.errors import UserError
 from engine.parallel import progress
+from report import chain
 from report.pipeline import Step, end_children, ended_by_sigterm, portable, read_record, run_steps
 from report.presets import PRESETS, mean_over
 from tool.recipes import RECIPES
@@ -161,7 +162,8 @@ def run_row(args, row, seed):
         run_once(args, ROWS[row].start, seed, 'contrast_train')
     run_once(args, row, seed)
     result = json.loads((run / 'eval.txt.json').read_text(encoding='utf-8'))
-    names = PRESETS[args.preset].classes or tuple(result['fixed']['class_iou'])
+    of_preset = () if args.dataset else PRESETS[args.preset].classes  # those are names of VOC's
+    names = of_preset or tuple(result['fixed']['class_iou'])
     keep(args.record, record_of(args, row, seed, result, names))
     return tuple(value for kind in ('best', 'fixed')
                  for value in (mean_over(result[kind]['class_iou'], names), result[kind]['threshold']))
@@ -212,33 +214,31 @@ def run_folder(out, row, seed):
     return out / f'{ROWS[row].folder}_seed{seed}'
 
 
-def inputs_of(args, preset):
-    """(flag of the data set, flag of the labels, list to train on, list to score on)."""
-    if args.dataset:
-        data = read_dataset(files.REPO / args.dataset)
-        return ('--dataset', args.dataset), (), portable(data.list('train_aug')), portable(data.list('train'))
-    lists = Path(args.out) / 'lists'
-    train = lists / f'{"train" if preset.images else "train_aug"}.txt'
-    return (), ('--cls_labels', lists / 'cls_labels.npy'), train, lists / 'train.txt'
+def paths_of(args):
+    """The chain.Paths of what the commands read."""
+    return chain.Paths(weights=args.weights, out=args.out, voc12_root=args.voc12_root, lists=f'{args.out}/lists',
+                       data=read_dataset(files.REPO / args.dataset) if args.dataset else None)
 
 
 def row_steps(args, row, seed):
     """The three commands of one run of a row. args: the script's flags."""
     out, root, preset = Path(args.out), args.voc12_root, PRESETS[args.preset]
     recipe, run = ROWS[row].recipe, run_folder(out, row, seed)
-    described, labels, train_list, scored = inputs_of(args, preset)
-    data = ('--baseline', recipe.name, *described, '--voc12_root', root, *labels, '--amp', args.amp)
+    paths = paths_of(args)
+    scored = paths.list('train')
+    data = ('--baseline', recipe.name, *paths.where, *chain.label_flag(paths), '--amp', args.amp)
     start = run_folder(out, ROWS[row].start, seed) / 'net.pth' if ROWS[row].start else args.weights
     machine = ('--device', args.device, '--threads', args.threads, '--num_workers', 0)
     saliency = ('--saliency_dir', f'{root}/SALImages') if recipe.saliency else ()
     weights = [text for name in ROWS[row].off for text in (f'--w_{name}', 0)]
-    train = ('contrast_train.py', '--weights', start, *data, '--train_list', train_list, '--val_list', '',
+    train = ('contrast_train.py', '--weights', start, *data, '--train_list',
+             paths.list('train' if preset.images else 'train_aug'), '--val_list', '',
              '--session_name', run / 'net', '--tblog_dir', run / 'tb', '--seed', seed,
              *preset.training(recipe), *ROWS[row].train, *saliency, *weights, '--resume')
     infer = ('contrast_infer.py', '--weights', run / 'net.pth', *data, '--infer_list', scored, '--out_cam', run / 'cam',
              *preset.seeds(recipe))
-    score = ('eval.py', *described, '--list', scored, '--predict_dir', run / 'cam',
-             '--gt_dir', f'{root}/SegmentationClass', '--comment', f'{row}, seed {seed}', '--type', 'npy',
+    score = ('eval.py', *paths.described, '--list', scored, '--predict_dir', run / 'cam',
+             '--gt_dir', paths.truth, '--comment', f'{row}, seed {seed}', '--type', 'npy',
              '--curve', *preset.fixed_threshold(recipe), '--logfile', run / 'eval.txt', '--num_workers', 0)
     return [Step('contrast_train', train, machine=machine, leaves=(run / 'net.pth',)),
             Step('contrast_infer', infer, ('contrast_train',), machine, leaves=(run / 'cam',)),

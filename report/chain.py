@@ -49,12 +49,16 @@ class Paths:
         return path if self.data.source in BUILT_IN else portable(path)
 
     @property
+    def described(self):
+        """The flag of a data set in place of VOC; () for VOC."""
+        if not self.data:
+            return ()
+        return '--dataset', self.data.source if self.data.source in BUILT_IN else portable(self.data.source)
+
+    @property
     def where(self):
         """The flags that say where the data set is."""
-        root = ('--voc12_root', self.voc12_root) if self.voc12_root else ()
-        if not self.data:
-            return root
-        return ('--dataset', self.data.source if self.data.source in BUILT_IN else portable(self.data.source), *root)
+        return (*self.described, *(('--voc12_root', self.voc12_root) if self.voc12_root else ()))
 
     @property
     def truth(self):
@@ -198,8 +202,7 @@ def infer_step(name, recipe, paths, split, tail):
 
 def eval_step(name, paths, split, predict_dir, after, kind='png'):
     """The score of a folder of predictions of a split, over all background scores where they are CAMs."""
-    dataset = paths.where[:2] if paths.data else ()
-    argv = ('eval.py', *dataset, '--list', paths.list(split), '--predict_dir', predict_dir,
+    argv = ('eval.py', *paths.described, '--list', paths.list(split), '--predict_dir', predict_dir,
             '--gt_dir', paths.truth, '--comment', name.removeprefix('eval_'),
             '--type', kind, '--logfile', paths.under(f'scores/{name}.txt'))
     return Step(name, argv + (('--curve', 'True') if kind == 'npy' else ()), (after,))

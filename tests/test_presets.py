@@ -132,6 +132,19 @@ def test_rows_on_another_data_set_take_its_lists_labels_and_classes(weights, tmp
         assert argv[argv.index('--dataset') + 1] == 'docs/laptop/dataset.yaml' and '--cls_labels' not in argv
     assert train[train.index('--train_list') + 1] == 'docs/laptop/train_aug.txt'
     assert infer[infer.index('--infer_list') + 1] == score[score.index('--list') + 1] == 'docs/laptop/train.txt'
+    assert score[score.index('--gt_dir') + 1] == 'VOC/SegmentationClass'
+
+
+def test_means_on_another_data_set_are_over_its_own_classes(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, 'run_once', lambda *args: None)
+    monkeypatch.setattr(ablation, 'record_of', lambda *args: dict.fromkeys(('preset', 'dataset', 'row', 'seed'), ''))
+    args = ablation.get_args_parser().parse_args(['--preset', 'laptop', '--out', str(tmp_path), '--dataset',
+                                                  'cups.yaml', '--record', str(tmp_path / 'runs.jsonl')])
+    run = ablation.run_folder(tmp_path, 'SEAM', 0)
+    run.mkdir()
+    entry = {'class_iou': {'background': 80., 'cup': 40.}, 'threshold': 0.3}
+    (run / 'eval.txt.json').write_text(json.dumps({'best': entry, 'fixed': entry, 'images': 1}))
+    assert ablation.run_row(args, 'SEAM', 0) == (60, 0.3, 60, 0.3)
 
 
 def test_the_preset_as_a_data_set_of_six_classes_has_its_images_and_their_labels():
