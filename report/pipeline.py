@@ -107,8 +107,10 @@ def run_steps(steps, log_dir, dry_run=False, start=None, quiet=False):
             record_run(step, log_dir, prints[step.name], quiet)
         elif step.name not in done:
             anew = start is not None or any(step.reads(other) for other in again)
-            clear(step, read_record(log_dir, step.name), prints[step.name], anew)
-            record_run(step, log_dir, prints[step.name], quiet)
+            before = read_record(log_dir, step.name)
+            clear(step, before, prints[step.name], anew)
+            goes_on = before['fingerprint'] == prints[step.name] and not anew
+            record_run(step, log_dir, prints[step.name], quiet, before['stopped_after'] if goes_on else 0.)
         seconds[step.name] = read_record(log_dir, step.name)['seconds'] or 0.
     return seconds
 
@@ -148,12 +150,16 @@ def fingerprint(step, earlier):
 
 
 def read_record(log_dir, name):
-    """{'fingerprint', 'command', 'seconds'} of the last time a step was begun; seconds None where it did not end, all
-    None where it never was."""
+    """{'fingerprint', 'command', 'seconds', 'stopped_after'} of the last time a step was begun.
+
+    seconds: that it took, None where it did not end. stopped_after: those of attempts that were stopped or failed (of
+    one that was killed nothing is known). Fingerprint and command are None where it never was begun.
+    """
+    record = {'fingerprint': None, 'command': None, 'seconds': None, 'stopped_after': 0.}
     try:
-        return json.loads((Path(log_dir) / f'{name}.json').read_text(encoding='utf-8'))
+        return record | json.loads((Path(log_dir) / f'{name}.json').read_text(encoding='utf-8'))
     except FileNotFoundError:
-        return {'fingerprint': None, 'command': None, 'seconds': None}
+        return record
 
 
 def clear(step, before, now, anew):
@@ -169,13 +175,24 @@ def clear(step, before, now, anew):
                         f'add --from {step.name} to do the chain anew from there, or choose another folder')
 
 
-def record_run(step, log_dir, digest, quiet):
-    """Run the step; keep a record that it was begun (its fingerprint: `digest`) and, in the end, how long it took."""
-    record = {'fingerprint': digest, 'command': step.line, 'seconds': None}
-    files.save_json(log_dir / f'{step.name}.json', record)
+def record_run(step, log_dir, digest, quiet, spent=0.):
+    """Run the step; keep a record that it was begun (its fingerprint: `digest`) and, in the end, how long it took.
+
+    spent: seconds of the attempts before, which were stopped and which this one goes on from.
+    """
+    path = log_dir / f'{step.name}.json'
+    record = {'fingerprint': digest, 'command': step.line, 'seconds': None, 'stopped_after': spent}
+    files.save_json(path, record)
     start = time.monotonic()
-    run(step, log_dir, quiet)
-    files.save_json(log_dir / f'{step.name}.json', record | {'seconds': round(time.monotonic() - start, 1)})
+
+    def so_far():
+        return round(spent + time.monotonic() - start, 1)
+    try:
+        run(step, log_dir, quiet)
+    except BaseException:
+        files.save_json(path, record | {'stopped_after': so_far()})
+        raise
+    files.save_json(path, record | {'seconds': so_far(), 'stopped_after': 0.})
 
 
 def run(step, log_dir, quiet):

@@ -2,6 +2,7 @@
 import shlex
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from helpers import assert_refused, run_main, run_script, script
@@ -363,6 +364,19 @@ def test_a_failed_step_is_begun_again(tmp_path):
     flag.write_text('')
     pipeline.run_steps([step], tmp_path / 'log')
     assert pipeline.read_record(tmp_path / 'log', 'a')['seconds'] is not None
+
+
+def test_the_time_of_a_stopped_attempt_counts(tmp_path, monkeypatch):
+    clock = iter((0, 40, 100, 130, 200, 207))
+    monkeypatch.setattr(pipeline, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
+    flag = tmp_path / 'flag'
+    step = Step('a', ('-c', f'import pathlib; pathlib.Path({str(flag)!r}).read_text()'))
+    with pytest.raises(UserError):
+        pipeline.run_steps([step], tmp_path / 'log')
+    assert pipeline.read_record(tmp_path / 'log', 'a')['stopped_after'] == 40
+    flag.write_text('')
+    assert pipeline.run_steps([step], tmp_path / 'log') == {'a': 70.}
+    assert pipeline.run_steps([step], tmp_path / 'log', start='a') == {'a': 7.}  # done anew, not gone on with
 
 
 def test_quiet_keeps_messages_in_the_log(tmp_path, capfd):
