@@ -84,12 +84,16 @@ def fingerprint_of_ids(ids):
 
 
 def git_commit():
-    """The short commit of this code, with '+changes' where files differ from it; 'unknown' outside a checkout."""
+    """The short commit of this code, with '+changes' where files differ from it; 'unknown' outside a checkout.
+
+    A record of runs (.jsonl) may differ: ablation.py --record adds a line to it after each, and it is no code.
+    """
     def git(*words):
         command = ['git', '-C', str(REPO), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     try:
-        return git('rev-parse', '--short', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else '')
+        changed = git('status', '--porcelain', '-uno', '--', '.', ':!*.jsonl')
+        return git('rev-parse', '--short', 'HEAD') + ('+changes' if changed else '')
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
 

@@ -1,5 +1,6 @@
 """The preset laptop: its commands, its lists, the classes that its means are over, and the runs that are kept."""
 import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import ablation
 from data.description import read_dataset
 from data.labels import image_labels
 from data.lists import read_list
-from engine import machine
+from engine import machine, runinfo
 from engine.errors import UserError
 from engine.files import REPO
 from report import page
@@ -120,6 +121,20 @@ def test_a_finished_run_is_one_line_which_a_second_time_replaces(tmp_path):
         ablation.keep(tmp_path / 'a/runs.jsonl', line)
     lines = [json.loads(line) for line in (tmp_path / 'a/runs.jsonl').read_text().splitlines()]
     assert [line['miou'] for line in lines] == [51, 52, 53]
+
+
+def test_a_line_more_in_a_committed_record_is_no_change_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(runinfo, 'REPO', tmp_path)
+    for name in ('code.py', 'runs.jsonl'):
+        (tmp_path / name).write_text('1')
+    for words in (['init', '-q'], ['add', '.'],
+                  ['-c', 'user.name=n', '-c', 'user.email=e', 'commit', '-q', '-m', 'm', '--no-verify']):
+        subprocess.run(['git', '-C', tmp_path, *words], check=True)
+    commit = runinfo.git_commit()
+    (tmp_path / 'runs.jsonl').write_text('2')
+    assert runinfo.git_commit() == commit and '+' not in commit
+    (tmp_path / 'code.py').write_text('2')
+    assert runinfo.git_commit() == f'{commit}+changes'
 
 
 def test_rows_on_another_data_set_take_its_lists_labels_and_classes(weights, tmp_path):
