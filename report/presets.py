@@ -146,7 +146,7 @@ LAPTOP = Preset(
                     '--lr', 0.002, '--momentum', 0.9, '--picture_every', 0),
     contrast_infer=('--scales', 0.5, 1),
     # After 186 steps affinities are less sure than after a publication's: under the published exponent 8 the walk
-    # smears the CAMs over the image. Of SEAM's masks on train, docs/BACKBONES.md has the figures of both.
+    # smears the CAMs over the image (figures: docs/BACKBONES.md).
     aff_train=(*LITE0, 8, '--crop_size', 224, '--batch_size', 8, '--max_epoches', 1, '--lr', 0.01, '--momentum', 0.9,
                '--picture_every', 0),
     aff_infer=('--beta', 16),

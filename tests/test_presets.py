@@ -1,5 +1,6 @@
 """The preset laptop: its commands, its lists, the classes that its means are over, and the runs that are kept."""
 import json
+import statistics
 import subprocess
 from types import SimpleNamespace
 
@@ -135,6 +136,28 @@ def test_a_line_more_in_a_committed_record_is_no_change_of_the_code(tmp_path, mo
     assert runinfo.git_commit() == commit and '+' not in commit
     (tmp_path / 'code.py').write_text('2')
     assert runinfo.git_commit() == f'{commit}+changes'
+
+
+def as_documented(lines):
+    """The cells of a table's row, from the losses on, of the runs (lines of the record) that it sums up."""
+    best = [line['best']['miou'] for line in lines]
+    medians = [statistics.median(line[kind][name] for line in lines)
+               for kind in ('best', 'fixed') for name in ('miou', 'threshold')]
+    spread = f'{min(best):.1f} to {max(best):.1f}' if len(best) > 1 else ''
+    return [lines[0]['row'], '21' if lines[0]['dataset'] == 'voc12' else '7', f'{len(lines)}', f'{medians[0]:.1f}',
+            spread, f'{medians[1]:.2f}', f'{medians[2]:.1f}', f'{medians[3]:.2f}']
+
+
+@pytest.mark.parametrize('name, complete', [('README.md', False), ('docs/BACKBONES.md', True)])
+def test_the_tables_of_real_photos_are_the_medians_of_the_committed_runs(name, complete):
+    runs = {}
+    for line in map(json.loads, (REPO / 'docs/laptop/runs.jsonl').read_text().splitlines()):
+        runs.setdefault((line['row'], line['dataset']), []).append(line)
+    recorded = [as_documented(lines) for lines in runs.values()]
+    table = (REPO / name).read_text().split('\n| losses | channels | runs |')[1].split('\n\n')[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split('|')[1:9]] for line in table]
+    assert rows and all(row in recorded for row in rows)
+    assert not complete or rows == recorded
 
 
 def test_rows_on_another_data_set_take_its_lists_labels_and_classes(weights, tmp_path):
