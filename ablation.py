@@ -243,15 +243,23 @@ def row_steps(args, row, seed):
             Step('eval', score, ('contrast_infer',))]
 
 
+def summary(runs):
+    """The cells of a row: median and range at the best threshold, its median, median at the fixed threshold, that one.
+
+    runs: what run_row returns, of each run.
+    """
+    best, best_at, fixed, fixed_at = zip(*runs)
+    return [f'{statistics.median(best):.1f}', f'{min(best):.1f} to {max(best):.1f}',
+            f'{statistics.median(best_at):.2f}', f'{statistics.median(fixed):.1f}', f'{fixed_at[0]:.2f}']
+
+
 def table(scores, rows, seeds):
     """The Markdown table of {(row, seed): what run_row returns}: medians over seeds, and the range."""
     lines = [f'| losses | mIoU, best threshold (median of {seeds}) | lowest to highest | its threshold | mIoU, fixed '
              'threshold | the fixed one |', '|---|---|---|---|---|---|']
     for row in rows:
-        best, best_at, fixed, fixed_at = zip(*(scores[row, seed] for seed in range(seeds)))
         extra = ' (extra supervision: saliency)' if ROWS[row].recipe.saliency else ''
-        lines.append(f'| {row}{extra} | {statistics.median(best):.1f} | {min(best):.1f} to {max(best):.1f} '
-                     f'| {statistics.median(best_at):.2f} | {statistics.median(fixed):.1f} | {fixed_at[0]:.2f} |')
+        lines.append(f'| {row}{extra} | {" | ".join(summary([scores[row, seed] for seed in range(seeds)]))} |')
     return '\n'.join(lines) + '\n'
 
 

@@ -181,8 +181,8 @@ def record_run(step, log_dir, digest, quiet, spent=0.):
     spent: seconds of the attempts before, which were stopped and which this one goes on from.
     """
     path = log_dir / f'{step.name}.json'
-    record = {'fingerprint': digest, 'command': step.line, 'seconds': None, 'stopped_after': spent}
-    files.save_json(path, record)
+    record = {'fingerprint': digest, 'command': step.line}
+    files.save_json(path, record | {'seconds': None, 'stopped_after': spent})
     start = time.monotonic()
 
     def so_far():
@@ -190,9 +190,9 @@ def record_run(step, log_dir, digest, quiet, spent=0.):
     try:
         run(step, log_dir, quiet)
     except BaseException:
-        files.save_json(path, record | {'stopped_after': so_far()})
+        files.save_json(path, record | {'seconds': None, 'stopped_after': so_far()})
         raise
-    files.save_json(path, record | {'seconds': so_far(), 'stopped_after': 0.})
+    files.save_json(path, record | {'seconds': so_far()})
 
 
 def run(step, log_dir, quiet):

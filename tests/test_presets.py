@@ -1,6 +1,5 @@
 """The preset laptop: its commands, its lists, the classes that its means are over, and the runs that are kept."""
 import json
-import statistics
 import subprocess
 from types import SimpleNamespace
 
@@ -140,12 +139,8 @@ def test_a_line_more_in_a_committed_record_is_no_change_of_the_code(tmp_path, mo
 
 def as_documented(lines):
     """The cells of a table's row, from the losses on, of the runs (lines of the record) that it sums up."""
-    best = [line['best']['miou'] for line in lines]
-    medians = [statistics.median(line[kind][name] for line in lines)
-               for kind in ('best', 'fixed') for name in ('miou', 'threshold')]
-    spread = f'{min(best):.1f} to {max(best):.1f}' if len(best) > 1 else ''
-    return [lines[0]['row'], '21' if lines[0]['dataset'] == 'voc12' else '7', f'{len(lines)}', f'{medians[0]:.1f}',
-            spread, f'{medians[1]:.2f}', f'{medians[2]:.1f}', f'{medians[3]:.2f}']
+    runs = [[line[kind][name] for kind in ('best', 'fixed') for name in ('miou', 'threshold')] for line in lines]
+    return [lines[0]['row'], '21' if lines[0]['dataset'] == 'voc12' else '7', f'{len(lines)}', *ablation.summary(runs)]
 
 
 @pytest.mark.parametrize('name, complete', [('README.md', False), ('docs/BACKBONES.md', True)])
