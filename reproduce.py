@@ -107,8 +107,9 @@ def describe(recipe, preset, paths, steps, classes):
     if not of_some_classes(preset, paths):
         return chain.report_input(recipe, paths, steps, f'{recipe.title} on {classes.name}')
     title = f'{recipe.title} on {len(preset.classes) - 1} classes of {classes.name}'
-    note = f'Means over {", ".join(preset.classes)}: no figure of {classes.name} as papers report it.'
-    description = chain.report_input(recipe, paths, steps, title, [note])
+    notes = [f'Means over {", ".join(preset.classes)}: no figure of {classes.name} as papers report it.',
+             'The fixed threshold was chosen before this run, on masks of train (docs/BACKBONES.md).']
+    description = chain.report_input(recipe, paths, steps, title, notes)
     # Published figures are of all classes and other settings: next to these they would mislead.
     description['rows'] = [{**row, 'published': None, 'classes': preset.classes}
                            for row in (chain.box_row(recipe, paths), *description['rows'])]
