@@ -89,24 +89,29 @@ def split_of(ids, list_path, data):
 def summarise(args, split, result, fixed):
     """What <logfile>.json holds. IoU in percent; "fixed" is at the threshold given, "best" the curve's best or None.
 
+    "curve": {threshold: mIoU}, "curve_class_iou": {threshold: {class: IoU}}, where --curve is given.
     "absent": the classes that are neither in the ground truth nor predicted. They count as 0 in "miou", as published,
     and do not count in "miou_occurring".
     """
+    def class_iou(index):
+        return dict(zip(result.classes.names, result.class_iou[index].tolist()))
+
     def at(index):
         return {'threshold': None if result.thresholds is None else float(result.thresholds[index]),
                 'miou': float(result.miou[index]),
                 'miou_occurring': float(result.miou_occurring[index]),
                 'absent': [name for name, occurs in zip(result.classes.names, result.occurring[index]) if not occurs],
-                'class_iou': dict(zip(result.classes.names, result.class_iou[index].tolist()))}
+                'class_iou': class_iou(index)}
     summary = {'comment': args.comment, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), 'list': str(args.list),
                'split': split, 'images': result.images, 'predict_dir': str(args.predict_dir),
                'gt_dir': str(args.gt_dir), 'type': args.type,
                'unlabelled_fraction': float(result.unlabelled), 'ignored_fraction': float(result.ignored),
-               'best': None, 'curve': None}
+               'best': None, 'curve': None, 'curve_class_iou': None}
     summary['fixed'] = at(0 if result.thresholds is None else result.at(fixed))
     if args.curve:
         curve = [result.at(t) for t in metrics.CURVE.tolist()]
         summary['curve'] = {f'{result.thresholds[i]:.2f}': float(result.miou[i]) for i in curve}
+        summary['curve_class_iou'] = {f'{result.thresholds[i]:.2f}': class_iou(i) for i in curve}
         summary['best'] = at(max(curve, key=lambda i: result.miou[i]))
     return summary
 

@@ -113,6 +113,7 @@ def describe(recipe, preset, paths, steps, classes):
     # Published figures are of all classes and other settings: next to these they would mislead.
     description['rows'] = [{**row, 'published': None, 'classes': preset.classes}
                            for row in (chain.box_row(recipe, paths), *description['rows'])]
+    description['curves'] = [{**curve, 'classes': preset.classes} for curve in description['curves']]
     return description
 
 

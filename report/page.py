@@ -8,7 +8,7 @@ A description (report/chain.py makes one; all parts but title and rows may be ab
                   'scores': JSON of eval.py or of segmentation's test.py, with 'entry': 'best' | 'fixed' | a variant;
                   'classes': names of those that 'here' is the mean over, all unless given}]
     runs          [{'title', 'session'}]: training runs, path without suffix (.losses.jsonl, .json)
-    curves        [{'title', 'scores'}]: JSON files of eval.py --curve
+    curves        [{'title', 'scores': JSON of eval.py --curve, 'classes': as in rows}]
     images        {'list', 'photos': a data.images.PhotoFolders, 'ground_truth': folder or '',
                   'stages': [{'title', 'folder', 'kind': 'cam' | 'mask'}]}
     commands      [{'name', 'line'}], with 'log_dir', where report/pipeline.py left how long each took
@@ -33,8 +33,7 @@ TEMPLATE = Path(__file__).with_name('template.html')
 def build(description, path, classes, workers=0):
     """Write the report to `path` and return it. classes: a ClassSet. workers: processes that read the images' masks."""
     rows = [read_row(row) for row in description['rows']]
-    curves = [(curve['title'], summary) for curve in description.get('curves', ())
-              if (summary := read_scores(curve['scores'])) and summary.get('curve')]
+    curves = [(curve['title'], summary) for curve in description.get('curves', ()) if (summary := read_curve(curve))]
     runs = [read_run(run) for run in description.get('runs', ())]
     images = description.get('images')
     sections = [results_section(rows), losses_section(runs), curve_section(curves),
@@ -78,6 +77,20 @@ def read_row(row):
         found['class_iou'] = {name: found['class_iou'][name] for name in row['classes']}
         found['here'] = mean_over(found['class_iou'], row['classes'])
     return empty | row | found | {'images': scores['images']}
+
+
+def read_curve(curve):
+    """What eval.py --curve wrote, its means over the curve's 'classes' where those are given; None: no such curve."""
+    summary, names = read_scores(curve['scores']), curve.get('classes')
+    wanted = 'curve_class_iou' if names else 'curve'
+    if not summary or not summary.get(wanted):
+        return None
+    if not names:
+        return summary
+    means = {threshold: mean_over(class_iou, names) for threshold, class_iou in summary[wanted].items()}
+    points = {kind: entry | {'miou': mean_over(entry['class_iou'], names)}
+              for kind, entry in summary.items() if kind in ('best', 'fixed')}
+    return summary | points | {'curve': means}
 
 
 def read_run(run):
@@ -142,7 +155,8 @@ def results_section(rows):
         body.append(f'<tr class="split"><th colspan="{len(titles) + 2}">{html.escape(split)} '
                     f'<span class="muted">{images}</span></th></tr>')
         body += [table_row(row, published) for row in group]
-    notes = ['Every figure is mIoU in % over all classes, background included, on the split that it stands under.']
+    counted = 'the classes named above' if any(row.get('classes') for row in rows) else 'all classes'
+    notes = [f'Every figure is mIoU in % over {counted}, background included, on the split that it stands under.']
     if any(row['oracle'] for row in rows):
         notes.append('The best threshold is the background score picked with the ground truth that it is scored on '
                      '(an oracle): an upper bound, as papers report it, that nobody has without masks. '

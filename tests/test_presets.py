@@ -105,6 +105,22 @@ def test_a_page_means_over_the_classes_of_the_preset(tmp_path):
     text = page.build({'title': 't', 'rows': [{**row, 'classes': LAPTOP.classes}]}, tmp_path / 'x.html', VOC)
     assert 'sheep' in text.read_text(encoding='utf-8')
     assert 'bicycle' not in text.read_text(encoding='utf-8')
+    assert 'over the classes named above' in text.read_text(encoding='utf-8')
+
+
+def test_the_curve_of_a_run_of_some_classes_is_their_mean_at_every_threshold(tmp_path):
+    def at(iou):
+        return {'threshold': 0.4, 'miou': 1, 'class_iou': dict.fromkeys(LAPTOP.classes, iou) | {'bicycle': 0}}
+    scores = tmp_path / 'seeds.json'
+    summary = {'best': at(40), 'fixed': at(30), 'curve': {'0.30': 1, '0.40': 1},
+               'curve_class_iou': {'0.30': at(20)['class_iou'], '0.40': at(40)['class_iou']}}
+    scores.write_text(json.dumps(summary))
+    assert page.read_curve({'scores': scores}) == summary
+    found = page.read_curve({'scores': scores, 'classes': LAPTOP.classes})
+    assert found['curve'] == {'0.30': 20, '0.40': 40}
+    assert (found['best']['miou'], found['fixed']['miou']) == (40, 30)
+    scores.write_text(json.dumps(summary | {'curve_class_iou': None}))
+    assert page.read_curve({'scores': scores, 'classes': LAPTOP.classes}) is None
 
 
 def test_with_a_data_set_of_its_own_the_preset_scores_no_box_of_vocs_lists(weights, capsys):
