@@ -18,9 +18,9 @@ class Preset:
     name: of the preset. weights: file of the backbone that all steps start from; '' where `package` brings it, or the
     user gives it. images: {split: number of images} of a data set that is made; {} where the user has the data.
     background: {recipe: background score of its seeds, and of the random walk}, where it is not the scripts' default.
-    experiment: Step 3's ('': the recipe's). alphas: the background exponents of aff_prepare.py. two_views: arguments of
-    contrast_train.py for recipes with a second view and the contrast. epochs: {recipe: epochs of Step 1}, where they
-    are not the recipe's.
+    experiment: Step 3's ('': the recipe's). alphas: the background exponents of aff_prepare.py. two_views, contrast:
+    arguments of contrast_train.py for recipes with a second view, and for those with the contrast. epochs: {recipe:
+    epochs of Step 1}, where they are not the recipe's.
     package: (Python package with the weights, file of requirements that installs it). lists: folder of the ids that
     are taken of a VOC devkit; '' for all. classes: names of those that means are taken over; () for all.
     All others: arguments of the script of that name.
@@ -38,6 +38,7 @@ class Preset:
     aff_infer: tuple
     segmentation_train: tuple
     segmentation_test: tuple
+    contrast: tuple = ()
     epochs: dict = field(default_factory=dict)
     aff_prepare: tuple = ()
     package: tuple = ()
@@ -63,7 +64,8 @@ class Preset:
     def training(self, recipe):
         """Arguments of contrast_train.py for a tool.recipes.Recipe."""
         epochs = ('--max_epoches', self.epochs[recipe.name]) if recipe.name in self.epochs else ()
-        return (*self.contrast_train, *(self.two_views if recipe.two_views else ()), *epochs)
+        return (*self.contrast_train, *(self.two_views if recipe.two_views else ()),
+                *(self.contrast if recipe.contrast else ()), *epochs)
 
     def score_flag(self, flag, recipe):
         """A flag with the background score of a tool.recipes.Recipe; () where that is the scripts' default."""
@@ -142,7 +144,7 @@ LAPTOP = Preset(
     # A CAM is background below 0.50 and below 0.20 by them. Of SEAM's labels on train 85 % of the foreground and 99 %
     # of the background are right by (1, 8), 65 % and 100 % by the published (4, 24).
     alphas=(1, 8),
-    two_views=('--view2_size', 128, '--bg_threshold', LAPTOP_BACKGROUND['seam']),
+    two_views=('--view2_size', 128), contrast=('--bg_threshold', LAPTOP_BACKGROUND['seam']),
     contrast_train=(*LITE0, 16, '--crop_size', 224, '--resize_long', 224, 384, '--batch_size', 8, '--max_epoches', 4,
                     '--lr', 0.002, '--momentum', 0.9, '--picture_every', 0),
     contrast_infer=('--scales', 0.5, 1),

@@ -95,6 +95,11 @@ class Recipe:
         return self.view2_size is not None
 
     @property
+    def contrast(self):
+        """Whether training has the pixel-to-prototype contrast."""
+        return self.bg_threshold is not None
+
+    @property
     def terms(self):
         """The names of the terms with a weight, in the order of the table."""
         return [name for name in TERMS if self.weights.get(name)]
