@@ -10,11 +10,11 @@ import ablation
 from data.description import read_dataset
 from data.labels import image_labels
 from data.lists import read_list
-from engine import cli, machine, runinfo
+from engine import machine, runinfo
 from engine.errors import UserError
 from engine.files import REPO
 from report import page
-from report.presets import LAPTOP, PRESETS, mean_over
+from report.presets import LAPTOP, mean_over
 from tool.recipes import RECIPES
 from voc12.classes import VOC
 
@@ -64,34 +64,10 @@ def test_every_training_of_it_has_the_backbone_and_starts_from_its_weights(weigh
     assert commands['voc12/prepare.py'][-2:] == ['--only', 'docs/laptop']
 
 
-def accepted(argv):
-    """The Recipe that a command of Step 1, as a list with its script first, trains or infers with."""
-    name, *rest = map(str, argv)
-    name = name.removesuffix('.py')
-    return cli.chosen_recipe(script(name).get_args_parser().parse_args(rest), name.removeprefix('contrast_'))
-
-
-@pytest.mark.parametrize('preset, row', [(preset, row) for preset in PRESETS.values() for row in ablation.ROWS
-                                         if ablation.ROWS[row].baseline in preset.background])
-def test_every_row_of_the_ablation_is_a_command_that_its_baseline_accepts(preset, row, weights, tmp_path):
-    args = ablation.get_args_parser().parse_args(['--preset', preset.name, '--out', str(tmp_path)])
-    args.weights = weights
-    for step in ablation.row_steps(args, row, 0)[:2]:
-        assert accepted(step.argv).name == ablation.ROWS[row].baseline
-
-
-@pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
-@pytest.mark.parametrize('preset', PRESETS.values(), ids=PRESETS)
-def test_no_preset_gives_a_baseline_what_it_does_not_use(preset, recipe):
-    saliency = ('--saliency_dir', 's') if recipe.saliency else ()
-    common = ('--baseline', recipe.name, '--weights', 'w')
-    assert accepted(('contrast_train', *common, '--session_name', 's', *saliency, *preset.training(recipe)))
-    assert accepted(('contrast_infer', *common, '--infer_list', 'l', '--out_cam', 'c', *preset.seeds(recipe)))
-
-
-def test_the_contrast_and_the_seeds_of_seam_have_one_background_score():
-    train = accepted(('contrast_train', '--weights', 'w', '--session_name', 's', *LAPTOP.training(RECIPES['seam'])))
-    assert train.bg_threshold == LAPTOP.background['seam'] == 0.40
+def test_the_contrast_and_the_seeds_of_seam_have_one_background_score(weights, tmp_path, capsys):
+    train = dry_run(capsys, '--voc12_root', tmp_path)['contrast_train.py']
+    assert script('contrast_train').get_args_parser().parse_args(train).bg_threshold == 0.40
+    assert LAPTOP.background['seam'] == 0.40
 
 
 def test_added_arguments_come_after_the_presets(weights, tmp_path, capsys):

@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.files import REPO
 from report import chain, pipeline
 from report.pipeline import Step
-from report.presets import TOY
+from report.presets import PRESETS, TOY
 from tool.recipes import RECIPES
 
 PUBLISHED = chain.Paths(weights='w.params', out='runs/x', saliency_dir='SALImages', deeplab_weights='r101.pth')
@@ -49,8 +49,10 @@ def value_of(argv, flag):
 
 @each_recipe
 @pytest.mark.parametrize('paths', [PUBLISHED, OWN_LISTS], ids=['published', 'own lists'])
-def test_every_command_is_one_that_its_script_takes(recipe, paths):
-    for step in chain.chain(recipe, paths, shared=('--amp', 'bf16', '--seed', '1'), machine=chain.Machine('cpu', 1, 2)):
+@pytest.mark.parametrize('preset', [None, *PRESETS.values()], ids=['no preset', *PRESETS])
+def test_every_command_is_one_that_its_script_takes(recipe, paths, preset):
+    extra = preset.extra(recipe) if preset else None
+    for step in chain.chain(recipe, paths, extra, ('--amp', 'bf16', '--seed', '1'), chain.Machine('cpu', 1, 2)):
         args = parsed(step.argv + step.machine)
         assert args.num_workers == 2
         assert getattr(args, 'amp', 'bf16') == 'bf16'
@@ -200,9 +202,11 @@ ABLATION = ablation.get_args_parser().parse_args(['--out', 'out', '--voc12_root'
 ABLATION.weights = 'toy/backbone.pth'
 
 
-@pytest.mark.parametrize('row', ablation.ROWS)
-def test_every_row_is_three_commands_that_go_together(row):
-    train, infer, score = (parsed(step.argv) for step in ablation.row_steps(ABLATION, row, 1))
+@pytest.mark.parametrize('preset, row', [(name, row) for name, preset in PRESETS.items() for row in ablation.ROWS
+                                         if ablation.ROWS[row].baseline in preset.background])
+def test_every_row_is_three_commands_that_go_together(preset, row):
+    args = SimpleNamespace(**vars(ABLATION) | {'preset': preset})
+    train, infer, score = (parsed(step.argv) for step in ablation.row_steps(args, row, 1))
     cli.chosen_recipe(train, 'train')  # fills in what the baseline decides; raises where a flag does not belong to it
     cli.chosen_recipe(infer, 'infer')
     assert train.baseline == infer.baseline == ablation.ROWS[row].recipe.name
