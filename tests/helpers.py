@@ -3,9 +3,11 @@ networks, folder bytes."""
 import importlib.util
 import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +52,32 @@ def script(name):
     return module
 
 
+@cache
+def parser_of(path):
+    """The argument parser of a script, which is loaded but not run."""
+    return script(path.removesuffix('.py')).get_args_parser()
+
+
+def parsed(argv):
+    """A command line, the script first, as this understands it; a flag that it lacks ends, and so fails, the test."""
+    path, *rest = map(str, argv)
+    return parser_of(path).parse_args(rest)
+
+
 def run_main(name, *argv):
     """Run a script's main in this process with these arguments; its exceptions are raised here."""
     module = script(name)
     module.main(module.get_args_parser().parse_args([str(text) for text in argv]))
+
+
+def planned(capsys, name, *argv):
+    """{step: its command line, the script first} that a script which runs a chain prints with --dry_run."""
+    capsys.readouterr()
+    run_main(name, *argv, '--dry_run')
+    lines = capsys.readouterr().out.splitlines()
+    commands = {title.split()[1]: shlex.split(line) for title, line in zip(lines[::2], lines[1::2])}
+    assert {python for python, *_ in commands.values()} == {'python'}
+    return {step: argv for step, (_, *argv) in commands.items()}
 
 
 def run_script(name, *argv, **options):

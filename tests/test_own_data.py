@@ -1,12 +1,11 @@
 """Data sets of one's own through the whole chain: the commands (quick), and the chains themselves (long): five made-up
 classes without ground truth, and a small COCO export."""
 import json
-import shlex
 
 import numpy as np
 import pytest
 import torch
-from helpers import run_main, run_script
+from helpers import planned, run_main, run_script
 from PIL import Image
 
 from data.description import read_dataset
@@ -81,15 +80,11 @@ def reproduce(description, backbone, out, cwd, small=SMALL):
 
 # ---------------------------------------------------------------- the commands
 
-def commands(capsys, *argv):
-    """{step: command line as a list} that reproduce.py --dry_run prints."""
-    run_main('reproduce', '--weights', 'w.pth', *argv, '--dry_run')
-    lines = capsys.readouterr().out.splitlines()
-    return {title.split()[1]: shlex.split(line) for title, line in zip(lines[::2], lines[1::2])}
+CHAIN = 'reproduce', '--weights', 'w.pth'
 
 
 def test_without_ground_truth_and_val_the_chain_has_the_steps_that_remain(five, capsys):
-    found = commands(capsys, '--dataset', five / 'dataset.yaml')
+    found = planned(capsys, *CHAIN, '--dataset', five / 'dataset.yaml')
     assert list(found) == ['contrast_train', 'contrast_infer', 'aff_prepare', 'aff_train', 'aff_infer',
                            'segmentation_train', 'segmentation_test']
     for name, argv in found.items():
@@ -100,17 +95,18 @@ def test_without_ground_truth_and_val_the_chain_has_the_steps_that_remain(five, 
 
 
 def test_coco_has_its_preset_and_its_lists(capsys):
-    found = commands(capsys, '--dataset', 'coco14', '--voc12_root', '/data/COCO2014')
+    found = planned(capsys, *CHAIN, '--dataset', 'coco14', '--voc12_root', '/data/COCO2014')
     assert 'prepare' not in found and 'eval_seeds_val' in found
     assert ' '.join(found['contrast_train'][-4:]) == '--batch_size 16 --crop_size 321'
     assert '--TRAIN_ITERATION 100000 --TRAIN_LR 0.0002' in ' '.join(found['segmentation_train'])
     assert '--list coco14/val.txt' in ' '.join(found['eval_seeds_val'])
     assert '--gt_dir /data/COCO2014/SegmentationClass' in ' '.join(found['eval_seeds_val'])
     assert all('--dataset coco14' in ' '.join(argv) for argv in found.values())
-    assert all(('--convert_rgb' in argv) == (argv[1] != 'eval.py') for argv in found.values())
-    eps = commands(capsys, '--dataset', 'coco14', '--baseline', 'eps', '--saliency_dir', 'S', '--deeplab_weights', 'r')
+    assert all(('--convert_rgb' in argv) == (argv[0] != 'eval.py') for argv in found.values())
+    eps = planned(capsys, *CHAIN, '--dataset', 'coco14', '--baseline', 'eps', '--saliency_dir', 'S',
+                  '--deeplab_weights', 'r')
     assert '--max_epoches 50' in ' '.join(eps['contrast_train'])
-    more = commands(capsys, '--dataset', 'coco14', '--add', 'contrast_train --batch_size 8')
+    more = planned(capsys, *CHAIN, '--dataset', 'coco14', '--add', 'contrast_train --batch_size 8')
     assert more['contrast_train'][-2:] == ['--batch_size', '8']  # after the preset's, so that it counts
 
 

@@ -4,7 +4,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from helpers import assert_refused, run_main, script
+from helpers import assert_refused, parsed, planned
 
 import ablation
 from data.description import read_dataset
@@ -18,6 +18,7 @@ from report.presets import LAPTOP, mean_over
 from tool.recipes import RECIPES
 from voc12.classes import VOC
 
+LAPTOP_CHAIN = 'reproduce', '--preset', 'laptop'
 LISTS = {'train': 370, 'train_aug': 1495, 'val': 403}
 
 
@@ -26,18 +27,6 @@ def weights(tmp_path, monkeypatch):
     """Stands for the package's file, so that nothing need be installed."""
     monkeypatch.setattr('report.presets.Preset.weights_file', lambda preset: str(tmp_path / 'lite0.pth'))
     return str(tmp_path / 'lite0.pth')
-
-
-def dry_run(capsys, *argv):
-    """{script: the arguments of the first command that runs it} of reproduce.py --dry_run."""
-    capsys.readouterr()
-    run_main('reproduce', '--preset', 'laptop', *argv, '--dry_run')
-    found = {}
-    for line in capsys.readouterr().out.splitlines():
-        if line.startswith('    python '):
-            name, *rest = line.split()[1:]
-            found.setdefault(name, rest)
-    return found
 
 
 def test_the_lists_are_the_ids_that_it_says():
@@ -53,26 +42,25 @@ def test_its_classes_are_classes_of_voc():
 
 
 def test_every_training_of_it_has_the_backbone_and_starts_from_its_weights(weights, tmp_path, capsys):
-    commands = dry_run(capsys, '--voc12_root', tmp_path)
-    for name, stride in (('contrast_train.py', 16), ('aff_train.py', 8), ('segmentation/experiment/train.py', 16)):
-        args = script(name.removesuffix('.py')).get_args_parser().parse_args(commands[name])
+    commands = planned(capsys, *LAPTOP_CHAIN, '--voc12_root', tmp_path)
+    for name, stride in (('contrast_train', 16), ('aff_train', 8), ('segmentation_train', 16)):
         prefix = 'MODEL_' if 'segmentation' in name else ''
-        values = vars(args)
+        values = vars(parsed(commands[name]))
         assert values.get(f'{prefix}backbone', values.get(f'{prefix}BACKBONE')) == 'timm:tf_efficientnet_lite0'
         assert values.get(f'{prefix}stride', values.get(f'{prefix}STRIDE')) == stride
         assert weights in commands[name]
-    assert commands['voc12/prepare.py'][-2:] == ['--only', 'docs/laptop']
+    assert commands['prepare'][-2:] == ['--only', 'docs/laptop']
 
 
 def test_the_contrast_and_the_seeds_of_seam_have_one_background_score(weights, tmp_path, capsys):
-    train = dry_run(capsys, '--voc12_root', tmp_path)['contrast_train.py']
-    assert script('contrast_train').get_args_parser().parse_args(train).bg_threshold == 0.40
+    commands = planned(capsys, *LAPTOP_CHAIN, '--voc12_root', tmp_path)
+    assert parsed(commands['contrast_train']).bg_threshold == 0.40
     assert LAPTOP.background['seam'] == 0.40
 
 
 def test_added_arguments_come_after_the_presets(weights, tmp_path, capsys):
-    added = dry_run(capsys, '--voc12_root', tmp_path, '--add', 'contrast_train --stride 8')['contrast_train.py']
-    assert script('contrast_train').get_args_parser().parse_args(added).stride == 8
+    commands = planned(capsys, *LAPTOP_CHAIN, '--voc12_root', tmp_path, '--add', 'contrast_train --stride 8')
+    assert parsed(commands['contrast_train']).stride == 8
 
 
 def test_what_it_has_no_settings_for_is_refused(weights, tmp_path, capsys):
@@ -130,8 +118,8 @@ def test_the_curve_of_a_run_of_some_classes_is_their_mean_at_every_threshold(tmp
 
 
 def test_with_a_data_set_of_its_own_the_preset_scores_no_box_of_vocs_lists(weights, capsys):
-    run_main('reproduce', '--preset', 'laptop', '--dataset', 'docs/laptop/dataset.yaml', '--dry_run')
-    assert 'centred_box' not in capsys.readouterr().out
+    commands = planned(capsys, *LAPTOP_CHAIN, '--dataset', 'docs/laptop/dataset.yaml')
+    assert not any('centred_box' in text for argv in commands.values() for text in argv)
 
 
 # ---------------------------------------------------------------- the runs of ablation.py

@@ -1,11 +1,10 @@
 """reproduce.py, demo.py, ablation.py: commands that exist; done steps are skipped; one that fails stops the chain."""
 import shlex
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
-from helpers import assert_refused, run_main, run_script, script
+from helpers import assert_refused, parsed, planned, run_script
 
 import ablation
 import demo
@@ -21,18 +20,6 @@ PUBLISHED = chain.Paths(weights='w.params', out='runs/x', saliency_dir='SALImage
 OWN_LISTS = chain.Paths(weights='w.pth', out='runs/x', voc12_root='toy', lists='toy/lists', saliency_dir='SALImages')
 TRAININGS = ('contrast_train', 'aff_train', 'segmentation_train')
 each_recipe = pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
-
-
-@cache
-def parser_of(path):
-    """The argument parser of a script, which is loaded but not run."""
-    return script(path.removesuffix('.py')).get_args_parser()
-
-
-def parsed(argv):
-    """A command line as its script understands it; a flag that the script lacks ends, and so fails, the test."""
-    path, *rest = map(str, argv)
-    return parser_of(path).parse_args(rest)
 
 
 def steps_of(recipe, paths, *args, **options):
@@ -181,9 +168,8 @@ def test_the_rows_of_the_demo_name_what_its_steps_leave_and_no_published_figure(
 
 def test_the_demos_dry_run_prints_the_commands_and_makes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the demo goes to the repository's folder: the test goes back
-    run_main('demo', '--out', tmp_path / 'run', '--dry_run')
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('    python ')]
-    assert shlex.split(lines[0])[1:4] == ['toy/make.py', '--out', f'{tmp_path}/run/VOC2012']
+    first, *_ = planned(capsys, 'demo', '--out', tmp_path / 'run').values()
+    assert first[:3] == ['toy/make.py', '--out', f'{tmp_path}/run/VOC2012']
     assert not (tmp_path / 'run').exists()
 
 
@@ -232,36 +218,29 @@ def test_the_table_has_medians_and_the_range():
 
 # ---------------------------------------------------------------- reproduce.py
 
-def dry_run(capsys, *argv):
-    """The commands that reproduce.py --dry_run prints."""
-    capsys.readouterr()
-    run_main('reproduce', *argv, '--dry_run')
-    return [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith('    ')]
-
-
 def test_a_dry_run_prints_the_commands_a_person_types(tmp_path, capsys):
-    lines = dry_run(capsys, '--weights', 'w.params', '--voc12_root', 'VOC2012', '--out', tmp_path / 'run')
-    typed = [shlex.split(line) for line in lines]
-    for program, path, *_ in typed:
-        assert program == 'python'
+    typed = planned(capsys, 'reproduce', '--weights', 'w.params', '--voc12_root', 'VOC2012', '--out', tmp_path / 'run')
+    for path, *_ in typed.values():
         assert (REPO / path).is_file()
-    assert list(dict.fromkeys(path for _, path, *_ in typed)) == [
+    assert list(dict.fromkeys(path for path, *_ in typed.values())) == [
         'voc12/prepare.py', 'contrast_train.py', 'contrast_infer.py', 'eval.py', 'aff_prepare.py', 'aff_train.py',
         'aff_infer.py', 'segmentation/experiment/train.py', 'segmentation/experiment/test.py']
     assert not (tmp_path / 'run').exists()
 
 
 def test_a_dry_run_of_eps_has_no_second_step(capsys):
-    text = '\n'.join(dry_run(capsys, '--weights', 'w', '--baseline', 'eps', '--saliency_dir', 'S',
-                             '--deeplab_weights', 'r'))
+    commands = planned(capsys, 'reproduce', '--weights', 'w', '--baseline', 'eps', '--saliency_dir', 'S',
+                       '--deeplab_weights', 'r')
+    text = '\n'.join(map(shlex.join, commands.values()))
     assert 'aff_' not in text
     assert '--baseline eps' in text
     assert 'EPS_deeplabv2_resnet101' in text
 
 
 def test_added_arguments_go_to_one_step_and_shared_flags_to_all(capsys):
-    lines = dry_run(capsys, '--weights', 'w', '--add', 'aff_infer --beta 4 --logt 3', '--amp', 'bf16', '--seed', 2)
-    walks = [line for line in lines if 'aff_infer.py' in line]
+    commands = planned(capsys, 'reproduce', '--weights', 'w', '--add', 'aff_infer --beta 4 --logt 3', '--amp', 'bf16',
+                       '--seed', 2)
+    walks = [shlex.join(argv) for argv in commands.values() if argv[0] == 'aff_infer.py']
     assert ['--beta 4 --logt 3' in line for line in walks] == [True, False]
     assert ['--amp bf16 --seed 2' in line for line in walks] == [True] * 2
 
